@@ -1,0 +1,65 @@
+// Argument checks of the launchers. Messages read "<op>: <argument> must be <expected>, got <what
+// came>"; Python turns the RuntimeError that torch makes of them into a ValueError.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace taut {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string shape_of(const Tensor& t) {
+  std::ostringstream out;
+  out << '(';
+  for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
+  out << (t.dim() == 1 ? ",)" : ")");
+  return out.str();
+}
+
+// Throws "<op>: <parts...>" unless `ok`. The parts are only formatted on failure.
+template <class... Parts>
+inline void check(bool ok, const char* op, const Parts&... parts) {
+  if (__builtin_expect(ok, 1)) return;
+  std::ostringstream out;
+  out << op << ": ";
+  (out << ... << parts);
+  throw std::runtime_error(out.str());
+}
+
+inline void check_cpu(const Tensor& t, const char* op, const char* name) {
+  check(t.is_cpu(), op, name, " must be on the CPU, like the other arguments");
+}
+
+// A contiguous vector of `size` elements of type `dtype`.
+inline void check_vector(const Tensor& t, int64_t size, ScalarType dtype, const char* op,
+                         const char* name) {
+  check_cpu(t, op, name);
+  check(t.dim() == 1 && t.size(0) == size, op, name, " must have shape (", size, ",), got ",
+        shape_of(t));
+  check(t.scalar_type() == dtype, op, name, " has the wrong dtype");
+  check(t.is_contiguous(), op, name, " must be contiguous");
+}
+
+// cu_seqlens holds int32 offsets [0, ..., total_tokens], never decreasing.
+inline void check_cu_seqlens(const Tensor& cu, int64_t total_tokens, const char* op,
+                             const char* name) {
+  check_cpu(cu, op, name);
+  check(cu.dim() == 1 && cu.size(0) >= 1, op, name, " must be (batch + 1,), got ", shape_of(cu));
+  check(cu.scalar_type() == ScalarType::Int, op, name, " must be int32");
+  check(cu.is_contiguous(), op, name, " must be contiguous");
+  const int32_t* offsets = cu.const_data_ptr<int32_t>();
+  const int64_t batch = cu.size(0) - 1;
+  check(offsets[0] == 0, op, name, " must start at 0, got ", offsets[0]);
+  for (int64_t i = 0; i < batch; ++i)
+    check(offsets[i + 1] >= offsets[i], op, name, " must not decrease, got ", offsets[i], " then ",
+          offsets[i + 1], " at index ", i + 1);
+  check(offsets[batch] <= total_tokens, op, name, " must end within total_tokens = ", total_tokens,
+        ", got ", offsets[batch]);
+}
+
+}  // namespace taut

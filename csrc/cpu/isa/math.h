@@ -1,0 +1,107 @@
+// Elementary functions over Vec. Polynomials are least-squares fits with minimax reweighting,
+// made for this file; the stated errors are against 50-digit arithmetic.
+#pragma once
+
+namespace taut {
+namespace TAUT_ISA {
+
+// 2^x for x <= 127; relative error 1e-7 plus rounding; 0 below -126.
+inline Vec exp2(Vec x) {
+  x = max(x, Vec::set(-127.0f));
+  const Vec whole = round(x);
+  const Vec f = x - whole;
+  Vec p = Vec::set(0.001327646782f);
+  p = fma(p, f, Vec::set(0.009675541301f));
+  p = fma(p, f, Vec::set(0.05550713286f));
+  p = fma(p, f, Vec::set(0.2402211972f));
+  p = fma(p, f, Vec::set(0.6931469671f));
+  p = fma(p, f, Vec::set(1.000000072f));
+  return p * pow2(whole);
+}
+
+// e^x for x <= 88; 0 below -87.3.
+inline Vec exp(Vec x) {
+  const Vec log2e = Vec::set(1.44269504f);
+  x = max(x, Vec::set(-88.0f));
+  const Vec whole = round(x * log2e);
+  // The low part of log2(e) keeps the fraction exact to fp32 where x * log2(e) is large.
+  const Vec f = fma(x, Vec::set(1.925963033e-8f), fma(x, log2e, Vec::zero() - whole));
+  Vec p = Vec::set(0.001327646782f);
+  p = fma(p, f, Vec::set(0.009675541301f));
+  p = fma(p, f, Vec::set(0.05550713286f));
+  p = fma(p, f, Vec::set(0.2402211972f));
+  p = fma(p, f, Vec::set(0.6931469671f));
+  p = fma(p, f, Vec::set(1.000000072f));
+  return p * pow2(whole);
+}
+
+inline Vec sigmoid(Vec x) {
+  const Vec one = Vec::set(1.0f);
+  const Vec bounded = max(min(x, Vec::set(88.0f)), Vec::set(-87.0f));
+  return one / (one + exp(Vec::zero() - bounded));
+}
+
+// erfc(a / sqrt(2)) for a >= 0, as 2^-R(a). Absolute error of a * result below 2e-8; the tail keeps
+// its relative accuracy, which 1 - erf would lose.
+inline Vec erfc_scaled(Vec a) {
+  Vec r = Vec::set(1.90206451e-06f);
+  r = fma(r, a, Vec::set(-2.80569247e-05f));
+  r = fma(r, a, Vec::set(0.000131473133f));
+  r = fma(r, a, Vec::set(0.000272075997f));
+  r = fma(r, a, Vec::set(-0.00724542165f));
+  r = fma(r, a, Vec::set(0.0526276112f));
+  r = fma(r, a, Vec::set(0.459162143f));
+  r = fma(r, a, Vec::set(1.15111105f));
+  return exp2(Vec::zero() - r * a);
+}
+
+// Activations, named as in transformers. `gelu` is the erf form.
+struct Identity {
+  static Vec apply(Vec x) { return x; }
+  static Vec derivative(Vec) { return Vec::set(1.0f); }
+};
+struct Relu {
+  static Vec apply(Vec x) { return max(x, Vec::zero()); }
+  static Vec derivative(Vec x) { return select(Vec::zero() < x, Vec::set(1.0f), Vec::zero()); }
+};
+struct Gelu {
+  static Vec apply(Vec x) {
+    const Vec a = abs(x);
+    return max(x, Vec::zero()) - Vec::set(0.5f) * (a * erfc_scaled(a));
+  }
+  static Vec derivative(Vec x) {
+    const Vec a = abs(x);
+    const Vec tail = Vec::set(0.5f) * erfc_scaled(a);
+    const Vec cdf = select(x < Vec::zero(), tail, Vec::set(1.0f) - tail);
+    const Vec density = Vec::set(0.398942280f) * exp(Vec::set(-0.5f) * x * x);
+    return fma(x, density, cdf);
+  }
+};
+struct GeluTanh {  // x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)
+  static Vec twice_u(Vec x) {
+    return x * fma(x * x, Vec::set(0.0713548162726f), Vec::set(1.59576912160573f));
+  }
+  static Vec apply(Vec x) { return x * sigmoid(twice_u(x)); }
+  static Vec derivative(Vec x) {
+    const Vec s = sigmoid(twice_u(x));
+    const Vec slope = fma(x * x, Vec::set(0.2140644488178f), Vec::set(1.59576912160573f));
+    return fma(x * s * (Vec::set(1.0f) - s), slope, s);
+  }
+};
+struct Silu {
+  static Vec apply(Vec x) { return x * sigmoid(x); }
+  static Vec derivative(Vec x) {
+    const Vec s = sigmoid(x);
+    return s * fma(x, Vec::set(1.0f) - s, Vec::set(1.0f));
+  }
+};
+struct Tanh {
+  static Vec apply(Vec x) { return fma(Vec::set(2.0f), sigmoid(x + x), Vec::set(-1.0f)); }
+  static Vec derivative(Vec x) {
+    const Vec t = apply(x);
+    return Vec::set(1.0f) - t * t;
+  }
+};
+
+}  // namespace TAUT_ISA
+}  // namespace taut

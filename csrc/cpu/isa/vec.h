@@ -1,0 +1,26 @@
+// Vec: a vector of fp32 lanes of the instruction set this file is compiled for, with loads and
+// stores that convert from and to bf16 and fp16. Kernels are written once over Vec.
+//
+//   Vec::kWidth                      lanes
+//   Vec::zero(), Vec::set(x)         all lanes 0 or x
+//   Vec::load(p), Vec::load(p, n)    p: float, bf16 or f16; with n, the first n lanes only: the rest
+//                                    are 0 and nothing behind p + n is read
+//   v.store(p), v.store(p, n)        rounds to nearest even; with n, writes the first n lanes only
+//   + - * /, fma(a, b, c) = a*b + c, fnma(a, b, c) = c - a*b, min, max, abs, sqrt, round
+//   a < b -> Mask; select(mask, a, b) = mask ? a : b
+//   reduce_add(v), reduce_max(v)     in a fixed order
+//   pow2(v)                          2^v for integral v in [-126, 127]
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "common/types.h"
+
+#if defined(TAUT_ISA_portable)
+#include "cpu/isa/portable.h"
+#elif defined(TAUT_ISA_avx2)
+#include "cpu/isa/avx2.h"
+#else
+#include "cpu/isa/avx512.h"
+#endif
+#include "cpu/isa/math.h"

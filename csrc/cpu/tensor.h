@@ -1,0 +1,70 @@
+// Small conveniences over the stable ABI that every CPU launcher uses.
+#pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <atomic>
+#include <initializer_list>
+#include <optional>
+#include <vector>
+
+#include "common/check.h"
+#include "common/types.h"
+
+namespace taut {
+
+// An uninitialised contiguous CPU tensor. Straight through the shim: stable::empty looks the op up
+// by name in the dispatcher, which costs more than the allocation.
+inline Tensor empty_cpu(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  int64_t strides[8];
+  int64_t stride = 1;
+  for (int64_t i = static_cast<int64_t>(sizes.size()) - 1; i >= 0; --i) {
+    strides[i] = stride;
+    stride *= sizes.begin()[i] > 1 ? sizes.begin()[i] : 1;
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+template <class T>
+inline const T* data_or_null(const std::optional<Tensor>& t) {
+  return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
+}
+
+// Runs body(task) for every task in [0, tasks), the next free thread taking the next task: for
+// tasks of unequal cost. Every task must write memory of its own.
+template <class Body>
+inline void parallel_tasks(int64_t tasks, const Body& body) {
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
+  if (threads <= 1) {
+    for (int64_t task = 0; task < tasks; ++task) body(task);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(task);
+  });
+}
+
+// Calls body with a value of the storage type of `dtype`: float, bf16 or f16.
+template <class Body>
+inline void with_float_type(ScalarType dtype, const char* op, const char* name, const Body& body) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return body(float{});
+    case ScalarType::BFloat16:
+      return body(bf16{});
+    case ScalarType::Half:
+      return body(f16{});
+    default:
+      check(false, op, name, " must be float32, bfloat16 or float16");
+  }
+}
+
+}  // namespace taut

@@ -1,0 +1,70 @@
+"""Loads the native libraries and remembers why one is missing.
+
+Importing taut never fails and never prints because of a missing library: ops then run on their
+reference, and the first such call warns once with the cause.
+"""
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+_PACKAGE_DIR = Path(__file__).parent
+ENVIRONMENT_ISA = "TAUT_CPU_ISA"
+
+
+class _Libraries:
+    def __init__(self) -> None:
+        self.causes: dict[str, str] = {}
+        self.module = None
+        self._warned: set[str] = set()
+
+    def load(self) -> None:
+        self._load_library("cpu")
+        if torch.version.cuda is not None:
+            self._load_library("cuda")
+        else:
+            self.causes["cuda"] = "this torch was built without CUDA"
+        if "cpu" not in self.causes:
+            from taut import _C
+
+            self.module = _C
+            if wanted := os.environ.get(ENVIRONMENT_ISA):
+                try:
+                    _C.set_active_isa(wanted)
+                except ValueError as error:
+                    raise ValueError(f"{ENVIRONMENT_ISA}: {error}") from None
+
+    def _load_library(self, name: str) -> None:
+        path = _PACKAGE_DIR / f"libtaut_{name}.so"
+        if not path.exists():
+            self.causes[name] = f"{path.name} was not built into this installation"
+            return
+        try:
+            torch.ops.load_library(str(path))
+        except OSError as error:
+            self.causes[name] = f"{path.name} did not load: {error}"
+
+    def warn_reference(self, op: str, device_type: str) -> None:
+        """Says once per device type that an op runs on the slow reference, and why."""
+        if device_type in self._warned:
+            return
+        self._warned.add(device_type)
+        cause = self.causes.get(device_type, f"taut has no kernels for device {device_type!r}")
+        warnings.warn(
+            f"{op} runs on the plain-torch reference on {device_type}: {cause}", stacklevel=4
+        )
+
+
+libraries = _Libraries()
+
+
+def available_isas() -> list[str]:
+    """Instruction sets the native CPU library can use on this machine, lowest first."""
+    return libraries.module.available_isas() if libraries.module else []
+
+
+def last_variant(op: str) -> str | None:
+    """Which native CPU kernel the last call of `op` ran, as 'isa' or 'isa/path'; None if none."""
+    return libraries.module.last_variants().get(op) if libraries.module else None

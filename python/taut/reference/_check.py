@@ -1,0 +1,33 @@
+"""Argument checks: "<op>: <argument> must be <what was expected>, got <what came>"."""
+
+import torch
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+REFERENCE_FLOATS = (*FLOATS, torch.float64)  # the reference also takes fp64, for gradient checks
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_tensor(op: str, name: str, value, shape: tuple, meaning: str, dtypes: tuple) -> None:
+    """`shape` holds sizes, or None where any size will do; `meaning` is the shape in words."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dim() != len(shape) or any(
+        want is not None and have != want for have, want in zip(value.shape, shape, strict=True)
+    ):
+        raise ValueError(f"{op}: {name} must be {meaning}, got {tuple(value.shape)}")
+    if value.dtype not in dtypes:
+        accepted = ", ".join(map(dtype_name, dtypes))
+        raise ValueError(f"{op}: {name} must be {accepted}, got {dtype_name(value.dtype)}")
+
+
+def check_optional_tensor(op, name, value, shape, meaning, dtypes) -> None:
+    if value is not None:
+        check_tensor(op, name, value, shape, meaning, dtypes)
+
+
+def check_choice(op: str, name: str, value, accepted: tuple) -> None:
+    if value not in accepted:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(accepted)}, got {value!r}")

@@ -1,0 +1,25 @@
+"""Fixtures every test file may use: the CPU instruction set to run on, fresh seeds."""
+
+import pytest
+import torch
+
+from taut._native import available_isas, libraries
+
+
+@pytest.fixture(params=available_isas() or ["none"])
+def isa(request):
+    """Runs the test once per instruction set of this machine, with that set active."""
+    if request.param == "none":
+        pytest.fail(f"the native CPU library is missing: {libraries.causes.get('cpu')}")
+    before = libraries.module.active_isa()
+    libraries.module.set_active_isa(request.param)
+    yield request.param
+    libraries.module.set_active_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def fresh_seed(request):
+    """New random inputs every run; the seed is printed when a test fails."""
+    seed = torch.seed() % (1 << 31)
+    torch.manual_seed(seed)
+    print(f"torch.manual_seed({seed})")

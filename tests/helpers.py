@@ -1,0 +1,49 @@
+"""What tests of ops share: tolerances by comparison, ragged lengths, poisoned memory."""
+
+import torch
+
+# Lengths that sit on and around every tile edge, with empty and single-token sequences.
+RAGGED_LENGTHS = (0, 1, 63, 64, 65, 0, 7, 128, 130, 33)
+
+
+def cu_seqlens_of(lengths) -> torch.Tensor:
+    """int32 offsets (len(lengths) + 1,) starting at 0."""
+    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    offsets[1:] = torch.tensor(list(lengths), dtype=torch.int32).cumsum(0)
+    return offsets
+
+
+def assert_close_by_comparison(actual, plain, exact, factor=2.0, slack=4.0):
+    """error(actual, exact) <= factor * error(plain, exact) + `slack` ulp of the largest value.
+
+    actual: what the kernel gave; plain: the same maths in plain torch at the kernel's dtype;
+    exact: the reference in a wider type. NaN and infinity must agree exactly.
+    """
+    assert actual.shape == exact.shape, f"shape {tuple(actual.shape)} != {tuple(exact.shape)}"
+    assert actual.dtype == plain.dtype, f"dtype {actual.dtype} != {plain.dtype}"
+    if actual.numel() == 0:
+        return
+    exact = exact.double()
+    finite = exact.isfinite()
+    assert torch.equal(actual.double()[~finite].nan_to_num(), exact[~finite].nan_to_num())
+    error = (actual.double() - exact)[finite].abs().max().item() if finite.any() else 0.0
+    plain_error = (plain.double() - exact)[finite].abs().max().item() if finite.any() else 0.0
+    scale = exact[finite].abs().max().item() if finite.any() else 0.0
+    allowed = factor * plain_error + slack * torch.finfo(actual.dtype).eps * max(scale, 1e-30)
+    assert error <= allowed, f"error {error:.3e} > {allowed:.3e} (plain torch: {plain_error:.3e})"
+
+
+def misaligned(t: torch.Tensor) -> torch.Tensor:
+    """A copy of t whose data starts one element after an aligned address."""
+    storage = torch.empty(t.numel() + 1, dtype=t.dtype)
+    view = storage[1:].view(t.shape)
+    view.copy_(t)
+    return view
+
+
+def strided_rows(t: torch.Tensor, extra: int = 5) -> torch.Tensor:
+    """A copy of t with `extra` NaN columns behind every row (integer dtypes: the largest value)."""
+    fill = float("nan") if t.dtype.is_floating_point else torch.iinfo(t.dtype).max
+    wide = torch.full((*t.shape[:-1], t.shape[-1] + extra), fill, dtype=t.dtype)
+    wide[..., : t.shape[-1]] = t
+    return wide[..., : t.shape[-1]]
