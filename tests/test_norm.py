@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers import assert_close_by_comparison, misaligned, strided_rows
 
 import taut
+from helpers import assert_close_by_comparison, misaligned, strided_rows
 from taut._native import last_variant
 from taut.reference import norm as reference
 
