@@ -1,0 +1,129 @@
+// AMX tiles: one small wrapper per instruction, with a twin in plain loops for amx_emulated.
+//
+// Eight tiles of up to 16 rows x 64 bytes. bf16 products: A is rows x (pairs of k), B is (pairs of
+// k) x 16 columns with the two members of a pair side by side, C is rows x 16 fp32.
+//   C[m][n] += sum over k of A[m][2k] * B[k][2n] + A[m][2k+1] * B[k][2n+1]
+// Source: Intel SDM, "AMX instruction set reference": LDTILECFG, TILELOADD, TILESTORED, TILEZERO,
+// TDPBF16PS.
+#pragma once
+#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/isa/half.h"
+
+namespace taut {
+namespace TAUT_ISA {
+
+// What LDTILECFG reads: palette 1, then the bytes per row and the rows of each tile.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+
+  void set(int tile, int tile_rows, int tile_row_bytes) {
+    rows[tile] = static_cast<uint8_t>(tile_rows);
+    row_bytes[tile] = static_cast<uint16_t>(tile_row_bytes);
+  }
+};
+static_assert(sizeof(TileConfig) == 64, "LDTILECFG reads 64 bytes");
+
+#if defined(TAUT_ISA_amx)
+
+inline void tile_configure(const TileConfig& config) { _tile_loadconfig(&config); }
+inline void tile_release() { _tile_release(); }
+template <int kTile>
+inline void tile_zero() {
+  _tile_zero(kTile);
+}
+template <int kTile>
+inline void tile_load(const void* base, int64_t stride_bytes) {
+  _tile_loadd(kTile, base, stride_bytes);
+}
+template <int kTile>
+inline void tile_store(void* base, int64_t stride_bytes) {
+  _tile_stored(kTile, base, stride_bytes);
+}
+template <int kC, int kA, int kB>
+inline void tile_dot_bf16() {
+  _tile_dpbf16ps(kC, kA, kB);
+}
+
+#else
+
+struct EmulatedTiles {
+  TileConfig config;
+  bool configured = false;
+  alignas(64) uint8_t data[8][16][64];
+};
+inline EmulatedTiles& emulated_tiles() {
+  static thread_local EmulatedTiles tiles;
+  return tiles;
+}
+// A use of tiles that LDTILECFG has not described is a fault on hardware, and so it is here.
+inline EmulatedTiles& configured_tiles() {
+  EmulatedTiles& tiles = emulated_tiles();
+  if (!tiles.configured) __builtin_trap();
+  return tiles;
+}
+
+inline void tile_configure(const TileConfig& config) {
+  EmulatedTiles& tiles = emulated_tiles();
+  tiles.config = config;
+  tiles.configured = true;
+  std::memset(tiles.data, 0, sizeof(tiles.data));
+}
+inline void tile_release() { emulated_tiles().configured = false; }
+template <int kTile>
+inline void tile_zero() {
+  std::memset(configured_tiles().data[kTile], 0, sizeof(EmulatedTiles::data[0]));
+}
+template <int kTile>
+inline void tile_load(const void* base, int64_t stride_bytes) {
+  EmulatedTiles& tiles = configured_tiles();
+  std::memset(tiles.data[kTile], 0, sizeof(tiles.data[kTile]));
+  for (int row = 0; row < tiles.config.rows[kTile]; ++row)
+    std::memcpy(tiles.data[kTile][row], static_cast<const uint8_t*>(base) + row * stride_bytes,
+                tiles.config.row_bytes[kTile]);
+}
+template <int kTile>
+inline void tile_store(void* base, int64_t stride_bytes) {
+  EmulatedTiles& tiles = configured_tiles();
+  for (int row = 0; row < tiles.config.rows[kTile]; ++row)
+    std::memcpy(static_cast<uint8_t*>(base) + row * stride_bytes, tiles.data[kTile][row],
+                tiles.config.row_bytes[kTile]);
+}
+template <int kC, int kA, int kB>
+inline void tile_dot_bf16() {
+  EmulatedTiles& tiles = configured_tiles();
+  const int pairs = tiles.config.row_bytes[kA] / 4;
+  // The hardware faults when the shapes of the three tiles do not fit together.
+  if (tiles.config.rows[kC] != tiles.config.rows[kA] || tiles.config.rows[kB] != pairs ||
+      tiles.config.row_bytes[kC] != tiles.config.row_bytes[kB])
+    __builtin_trap();
+  for (int m = 0; m < tiles.config.rows[kC]; ++m) {
+    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+    for (int k = 0; k < pairs; ++k) {
+      uint32_t a;
+      std::memcpy(&a, tiles.data[kA][m] + 4 * k, 4);
+      const __m512i b = _mm512_load_si512(tiles.data[kB][k]);
+      const __m512 b_even = _mm512_castsi512_ps(_mm512_slli_epi32(b, 16));
+      const __m512 b_odd = _mm512_castsi512_ps(
+          _mm512_and_si512(b, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+      even = _mm512_fmadd_ps(_mm512_set1_ps(as_float(a << 16)), b_even, even);
+      odd = _mm512_fmadd_ps(_mm512_set1_ps(as_float(a & 0xffff0000u)), b_odd, odd);
+    }
+    float* c = reinterpret_cast<float*>(tiles.data[kC][m]);
+    _mm512_store_ps(c, _mm512_add_ps(_mm512_load_ps(c), _mm512_add_ps(even, odd)));
+  }
+}
+
+#endif
+
+}  // namespace TAUT_ISA
+}  // namespace taut
+#endif
