@@ -36,22 +36,11 @@ static_assert(sizeof(TileConfig) == 64, "LDTILECFG reads 64 bytes");
 
 inline void tile_configure(const TileConfig& config) { _tile_loadconfig(&config); }
 inline void tile_release() { _tile_release(); }
-template <int kTile>
-inline void tile_zero() {
-  _tile_zero(kTile);
-}
-template <int kTile>
-inline void tile_load(const void* base, int64_t stride_bytes) {
-  _tile_loadd(kTile, base, stride_bytes);
-}
-template <int kTile>
-inline void tile_store(void* base, int64_t stride_bytes) {
-  _tile_stored(kTile, base, stride_bytes);
-}
-template <int kC, int kA, int kB>
-inline void tile_dot_bf16() {
-  _tile_dpbf16ps(kC, kA, kB);
-}
+// The compiler pastes the tile number into the instruction, so it must be a literal: macros.
+#define TILE_ZERO(tile) _tile_zero(tile)
+#define TILE_LOAD(tile, base, stride_bytes) _tile_loadd(tile, base, stride_bytes)
+#define TILE_STORE(tile, base, stride_bytes) _tile_stored(tile, base, stride_bytes)
+#define TILE_DOT_BF16(c, a, b) _tile_dpbf16ps(c, a, b)
 
 #else
 
@@ -78,49 +67,49 @@ inline void tile_configure(const TileConfig& config) {
   std::memset(tiles.data, 0, sizeof(tiles.data));
 }
 inline void tile_release() { emulated_tiles().configured = false; }
-template <int kTile>
-inline void tile_zero() {
-  std::memset(configured_tiles().data[kTile], 0, sizeof(EmulatedTiles::data[0]));
+inline void emulated_zero(int tile) {
+  std::memset(configured_tiles().data[tile], 0, sizeof(EmulatedTiles::data[0]));
 }
-template <int kTile>
-inline void tile_load(const void* base, int64_t stride_bytes) {
+inline void emulated_load(int tile, const void* base, int64_t stride_bytes) {
   EmulatedTiles& tiles = configured_tiles();
-  std::memset(tiles.data[kTile], 0, sizeof(tiles.data[kTile]));
-  for (int row = 0; row < tiles.config.rows[kTile]; ++row)
-    std::memcpy(tiles.data[kTile][row], static_cast<const uint8_t*>(base) + row * stride_bytes,
-                tiles.config.row_bytes[kTile]);
+  std::memset(tiles.data[tile], 0, sizeof(tiles.data[tile]));
+  for (int row = 0; row < tiles.config.rows[tile]; ++row)
+    std::memcpy(tiles.data[tile][row], static_cast<const uint8_t*>(base) + row * stride_bytes,
+                tiles.config.row_bytes[tile]);
 }
-template <int kTile>
-inline void tile_store(void* base, int64_t stride_bytes) {
+inline void emulated_store(int tile, void* base, int64_t stride_bytes) {
   EmulatedTiles& tiles = configured_tiles();
-  for (int row = 0; row < tiles.config.rows[kTile]; ++row)
-    std::memcpy(static_cast<uint8_t*>(base) + row * stride_bytes, tiles.data[kTile][row],
-                tiles.config.row_bytes[kTile]);
+  for (int row = 0; row < tiles.config.rows[tile]; ++row)
+    std::memcpy(static_cast<uint8_t*>(base) + row * stride_bytes, tiles.data[tile][row],
+                tiles.config.row_bytes[tile]);
 }
-template <int kC, int kA, int kB>
-inline void tile_dot_bf16() {
+inline void emulated_dot_bf16(int tile_c, int tile_a, int tile_b) {
   EmulatedTiles& tiles = configured_tiles();
-  const int pairs = tiles.config.row_bytes[kA] / 4;
+  const int pairs = tiles.config.row_bytes[tile_a] / 4;
   // The hardware faults when the shapes of the three tiles do not fit together.
-  if (tiles.config.rows[kC] != tiles.config.rows[kA] || tiles.config.rows[kB] != pairs ||
-      tiles.config.row_bytes[kC] != tiles.config.row_bytes[kB])
+  if (tiles.config.rows[tile_c] != tiles.config.rows[tile_a] || tiles.config.rows[tile_b] != pairs ||
+      tiles.config.row_bytes[tile_c] != tiles.config.row_bytes[tile_b])
     __builtin_trap();
-  for (int m = 0; m < tiles.config.rows[kC]; ++m) {
+  for (int m = 0; m < tiles.config.rows[tile_c]; ++m) {
     __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
     for (int k = 0; k < pairs; ++k) {
       uint32_t a;
-      std::memcpy(&a, tiles.data[kA][m] + 4 * k, 4);
-      const __m512i b = _mm512_load_si512(tiles.data[kB][k]);
+      std::memcpy(&a, tiles.data[tile_a][m] + 4 * k, 4);
+      const __m512i b = _mm512_load_si512(tiles.data[tile_b][k]);
       const __m512 b_even = _mm512_castsi512_ps(_mm512_slli_epi32(b, 16));
       const __m512 b_odd = _mm512_castsi512_ps(
           _mm512_and_si512(b, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
       even = _mm512_fmadd_ps(_mm512_set1_ps(as_float(a << 16)), b_even, even);
       odd = _mm512_fmadd_ps(_mm512_set1_ps(as_float(a & 0xffff0000u)), b_odd, odd);
     }
-    float* c = reinterpret_cast<float*>(tiles.data[kC][m]);
+    float* c = reinterpret_cast<float*>(tiles.data[tile_c][m]);
     _mm512_store_ps(c, _mm512_add_ps(_mm512_load_ps(c), _mm512_add_ps(even, odd)));
   }
 }
+#define TILE_ZERO(tile) emulated_zero(tile)
+#define TILE_LOAD(tile, base, stride_bytes) emulated_load(tile, base, stride_bytes)
+#define TILE_STORE(tile, base, stride_bytes) emulated_store(tile, base, stride_bytes)
+#define TILE_DOT_BF16(c, a, b) emulated_dot_bf16(c, a, b)
 
 #endif
 
