@@ -1,0 +1,173 @@
+"""The public models: sentence embeddings, and the three classic heads."""
+
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from taut.encoder.pretrained import BATCH_TOKENS, Pretrained
+from taut.encoder.tokenization import Text, TokenBatch, check_texts
+from taut.ops.pooling import pool
+from taut.reference._check import check_choice
+from taut.reference.pooling import MODES
+
+
+def _check_batch_tokens(op: str, batch_tokens: int) -> None:
+    if not isinstance(batch_tokens, int) or batch_tokens < 1:
+        raise ValueError(f"{op}: batch_tokens must be a positive int, got {batch_tokens!r}")
+
+
+class Encoder(Pretrained):
+    """Texts to embeddings, or packed token ids to hidden states."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        *,
+        token_type_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states (total_tokens, hidden_size) of packed sequences; see `Backbone.forward`."""
+        return self.backbone(
+            input_ids, cu_seqlens, token_type_ids=token_type_ids, positions=positions
+        )
+
+    def tokenize(self, texts: Sequence[str]) -> TokenBatch:
+        """One packed batch of all texts, for `forward`.
+
+        Args:
+            texts: at least one text.
+
+        Returns:
+            input_ids, cu_seqlens, positions and token_type_ids (None), int32 on the CPU.
+        """
+        texts = check_texts("tokenize", texts)
+        if not texts:
+            raise ValueError("tokenize: texts must have at least one text, got none")
+        tokenizer = self._text_tokenizer("tokenize")
+        return next(tokenizer.batches(self._prompted(texts), len(texts) * tokenizer.max_length))
+
+    def _prompted(self, texts: list[str]) -> list[str]:
+        prompt = self.settings.prompt
+        return [prompt + text for text in texts] if prompt else texts
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        normalize: bool | None = None,
+        pooling: str | None = None,
+        show_progress: bool = False,
+    ) -> torch.Tensor:
+        """Embed texts.
+
+        A text's embedding is the same, bit for bit, whatever texts come with it.
+
+        Args:
+            texts: the texts; longer ones are cut to the model's length, "" is embedded too.
+            batch_tokens: tokens computed at a time.
+            normalize: scale embeddings to length 1; None does as the checkpoint says.
+            pooling: "mean", "cls", "max" or "last"; None does as the checkpoint says.
+            show_progress: show a progress bar.
+
+        Returns:
+            (len(texts), hidden_size), fp32, on the CPU, in the order of texts.
+
+        Raises:
+            TypeError: texts is a str, or holds something else (its index is named).
+            ValueError: an unknown pooling, or batch_tokens below 1.
+        """
+        texts = check_texts("encode", texts)
+        _check_batch_tokens("encode", batch_tokens)
+        mode = self.settings.pooling if pooling is None else pooling
+        check_choice("encode", "pooling", mode, MODES)
+        normalize = self.settings.normalize if normalize is None else bool(normalize)
+        tokenizer = self._text_tokenizer("encode")
+        out = torch.empty(len(texts), self.config.hidden_size)
+        done = 0
+        with tqdm(total=len(texts), unit="text", disable=not show_progress) as progress:
+            for batch in tokenizer.batches(self._prompted(texts), batch_tokens):
+                hidden, cu_seqlens = self._hidden(batch)
+                pooled = pool(hidden.float(), cu_seqlens, mode, normalize)
+                out[done : done + len(pooled)] = pooled
+                done += len(pooled)
+                progress.update(len(pooled))
+        return out
+
+
+class _WithHead(Pretrained):
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        *,
+        token_type_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits of packed sequences; arguments as for `Backbone.forward`."""
+        hidden = self.backbone(
+            input_ids, cu_seqlens, token_type_ids=token_type_ids, positions=positions
+        )
+        return self.head(hidden, cu_seqlens)
+
+
+class SequenceClassifier(_WithHead):
+    """A class per text or pair of texts; loads `*ForSequenceClassification`, rerankers among them.
+
+    `forward` gives logits (batch, num_labels).
+    """
+
+    task = "sequence"
+
+    @torch.inference_mode()
+    def predict(
+        self, texts: Sequence[Text], *, batch_tokens: int = BATCH_TOKENS
+    ) -> torch.Tensor:
+        """Logits of texts, or of pairs of texts.
+
+        Args:
+            texts: all of them str, or all of them pairs (query, passage).
+            batch_tokens: tokens computed at a time.
+
+        Returns:
+            (len(texts), num_labels), fp32, on the CPU, in the order of texts.
+
+        Raises:
+            TypeError: naming the index of what is neither text nor pair, or not like the first.
+        """
+        texts = [
+            text if isinstance(text, str) else tuple(text)
+            for text in check_texts("predict", texts, pairs=True)
+        ]
+        mixed = [i for i, text in enumerate(texts) if type(text) is not type(texts[0])]
+        if mixed:
+            raise TypeError(f"predict: texts must be all str or all pairs, differs at {mixed[0]}")
+        _check_batch_tokens("predict", batch_tokens)
+        out = torch.empty(len(texts), self.config.num_labels)
+        done = 0
+        for batch in self._text_tokenizer("predict").batches(texts, batch_tokens):
+            logits = self.head(*self._hidden(batch))
+            out[done : done + len(logits)] = logits
+            done += len(logits)
+        return out
+
+
+class TokenClassifier(_WithHead):
+    """A class per token; loads `*ForTokenClassification`.
+
+    `forward` gives logits (total_tokens, num_labels).
+    """
+
+    task = "token"
+
+
+class MaskedLM(_WithHead):
+    """Word logits per token; loads `*ForMaskedLM`.
+
+    `forward` gives logits (total_tokens, vocab_size).
+    """
+
+    task = "masked_lm"
