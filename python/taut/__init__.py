@@ -1,7 +1,8 @@
 """taut: padding-free, low-bit and binarized transformer-encoder kernels for PyTorch."""
 
 from taut import registry as registry
+from taut.encoder import Encoder
 from taut.ops.norm import layer_norm
 
-__all__ = ["layer_norm"]
+__all__ = ["Encoder", "layer_norm"]
 __version__ = "0.1.0"

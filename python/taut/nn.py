@@ -47,9 +47,7 @@ class Linear(torch.nn.Module):
             return False
         bias = self.bias
         return not torch.is_grad_enabled() or not (
-            x.requires_grad
-            or weight.requires_grad
-            or (bias is not None and bias.requires_grad)
+            x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         )
 
     def packed(self) -> torch.Tensor:
@@ -92,6 +90,4 @@ class Linear(torch.nn.Module):
                 x, self.packed(), bias, residual, norm.weight, norm.bias, norm.eps
             )
         out = functional.linear(x, weight)
-        return layer_norm(
-            out, norm.weight, norm.bias, residual=residual, bias=bias, eps=norm.eps
-        )
+        return layer_norm(out, norm.weight, norm.bias, residual=residual, bias=bias, eps=norm.eps)

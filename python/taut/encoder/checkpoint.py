@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from taut.encoder.config import EncoderConfig
+from taut.encoder.config import SECOND_NAMES, EncoderConfig
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
@@ -118,7 +118,8 @@ class TensorFiles:
         bare = name.removeprefix(prefix)
         module, _, leaf = bare.rpartition(".")
         legacy = f"{module}.{_LEGACY_LEAVES.get(leaf, leaf)}"
-        for candidate in (prefix + bare, bare, prefix + legacy, legacy):
+        second = SECOND_NAMES.get(name)
+        for candidate in (prefix + bare, bare, prefix + legacy, legacy, second):
             if candidate in self._getters:
                 return self._getters[candidate]()
         return None
@@ -133,10 +134,7 @@ def tensor_names(config: EncoderConfig, task: str | None, parameter: str) -> tup
     part, _, name = parameter.partition(".")
     module, _, leaf = name.rpartition(".")
     if part == "head":
-        names = architecture.heads[task]
-        if name in names:
-            return (names[name],)
-        return (f"{names[module]}.{leaf}",)
+        return (f"{architecture.heads[task][module]}.{leaf}",)
     layer = ""
     if module.startswith("layers."):
         _, layer, module = module.split(".", 2)
@@ -165,9 +163,7 @@ def load_parameters(
             if source is None:
                 problems.append(f"{name} must be {tuple(target.shape)}, is missing")
             elif source.shape != target.shape:
-                problems.append(
-                    f"{name} must be {tuple(target.shape)}, got {tuple(source.shape)}"
-                )
+                problems.append(f"{name} must be {tuple(target.shape)}, got {tuple(source.shape)}")
             else:
                 target.copy_(source)
     if problems:
@@ -187,6 +183,8 @@ def save_parameters(
         own_prefix = "" if parameter_name.startswith("head.") else prefix
         for name, part in zip(names, whole.chunk(len(names)), strict=True):
             tensors[own_prefix + name] = part.clone()
+            if name in SECOND_NAMES:
+                tensors[SECOND_NAMES[name]] = part.clone()
     dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
     raw = {key: value for key, value in config.raw.items() if key != "torch_dtype"}
     write_json(directory / "config.json", {**raw, "dtype": dtype})

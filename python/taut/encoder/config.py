@@ -32,8 +32,7 @@ class Architecture:
     Args:
         prefix: what `*For...` checkpoints put before the names of the bare encoder.
         names: our module -> the checkpoint's module; several are stacked along the rows.
-        heads: for each task, our head module -> the checkpoint's full name. A name that ends in
-            ".weight" or ".bias" on our side is one parameter.
+        heads: for each task, our head module -> the checkpoint's full name.
         fields: our config field -> its key in config.json, where they differ.
         defaults: values of fields that config.json may leave out.
         classifier_activation: between the two layers of a sequence classification head.
@@ -58,6 +57,12 @@ class Architecture:
     shared_layers: bool = False
     projection: str = "never"  # of the embeddings: never, always, or when sizes "differ"
 
+
+# Masked-LM heads keep their bias under two names; where the decoder is tied, files may hold the
+# second one only.
+SECOND_NAMES = {
+    f"{head}.decoder.bias": f"{head}.bias" for head in ("cls.predictions", "lm_head", "predictions")
+}
 
 _EMBEDDINGS = {
     "embeddings.word": "embeddings.word_embeddings",
@@ -95,7 +100,6 @@ _BERT_HEADS = {
         "dense": "cls.predictions.transform.dense",
         "norm": "cls.predictions.transform.LayerNorm",
         "decoder": "cls.predictions.decoder",
-        "decoder.bias": "cls.predictions.bias",
     },
 }
 _ROBERTA_HEADS = {
@@ -105,7 +109,6 @@ _ROBERTA_HEADS = {
         "dense": "lm_head.dense",
         "norm": "lm_head.layer_norm",
         "decoder": "lm_head.decoder",
-        "decoder.bias": "lm_head.bias",
     },
 }
 _ALBERT_LAYER = "encoder.albert_layer_groups.0.albert_layers.0"
@@ -181,7 +184,6 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
                     "dense": "predictions.dense",
                     "norm": "predictions.LayerNorm",
                     "decoder": "predictions.decoder",
-                    "decoder.bias": "predictions.bias",
                 },
             },
             fields={"classifier_dropout": "classifier_dropout_prob"},
@@ -365,9 +367,7 @@ def _model_type(raw: Mapping[str, Any]) -> str:
         return "jina_bert"
     if model_type not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
-        raise ValueError(
-            f"config.json: model_type must be one of {supported}, got {model_type!r}"
-        )
+        raise ValueError(f"config.json: model_type must be one of {supported}, got {model_type!r}")
     if position != "absolute" and ARCHITECTURES[model_type].positions:
         raise ValueError(
             f"config.json: position_embedding_type must be absolute or alibi, got {position!r}"

@@ -123,9 +123,7 @@ class SequenceClassifier(_WithHead):
     task = "sequence"
 
     @torch.inference_mode()
-    def predict(
-        self, texts: Sequence[Text], *, batch_tokens: int = BATCH_TOKENS
-    ) -> torch.Tensor:
+    def predict(self, texts: Sequence[Text], *, batch_tokens: int = BATCH_TOKENS) -> torch.Tensor:
         """Logits of texts, or of pairs of texts.
 
         Args:

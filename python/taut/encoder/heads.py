@@ -5,6 +5,7 @@ from torch.nn import functional
 
 from taut.encoder.config import EncoderConfig
 from taut.nn import Linear
+from taut.ops.norm import layer_norm
 from taut.ops.pooling import pool
 
 
@@ -50,7 +51,8 @@ class MaskedLMHead(torch.nn.Module):
 
     def forward(self, hidden: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
         """(total_tokens, hidden_size) -> (total_tokens, vocab_size)."""
-        return self.decoder(self.norm(self.dense(hidden, self.activation)))
+        dense = self.dense(hidden, self.activation)
+        return self.decoder(layer_norm(dense, self.norm.weight, self.norm.bias, eps=self.norm.eps))
 
 
 HEADS = {"sequence": SequenceHead, "token": TokenHead, "masked_lm": MaskedLMHead}
