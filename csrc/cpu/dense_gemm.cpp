@@ -182,7 +182,8 @@ void run_blocks(const Launch& launch, const Body& body) {
       launch.split(launch.tiles ? std::clamp<int64_t>(in_l2, 32, kMaxGemmRows) : 96, 1);
   const int64_t panels = p.panels();
   const int64_t wanted = divide_up(launch.threads * kTasksPerThread, split.blocks);
-  const int64_t groups = launch.threads == 1 ? 1 : std::min(panels, wanted);
+  const int64_t most = launch.threads == 1 ? panels : std::max<int64_t>(1, panels / wanted);
+  const int64_t groups = divide_up(panels, most);
   run_tasks(split.blocks * groups, launch.threads, [&](int64_t task, int64_t) {
     const int64_t block = task / groups, group = task % groups;
     body(GemmBlock{split.begin(block), split.begin(block + 1), panels * group / groups,

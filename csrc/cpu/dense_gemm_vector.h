@@ -126,12 +126,16 @@ template <class T, class Finish>
 void multiply_by_vectors(const GemmParams& p, const GemmBlock& block, const Finish& finish) {
   alignas(64) float sums[kTileRows * kPanel];
   const int64_t panel_size = (p.in_features + kStep<T> - 1) / kStep<T> * kStep<T> * kPanel;
+  // Tiles of equal rows: a narrow one would wait for the panel rather than for the multiplier.
+  const int64_t block_rows = block.row_end - block.row_begin;
+  const int64_t tiles = (block_rows + kTileRows - 1) / kTileRows;
   for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel) {
     const T* weights = static_cast<const T*>(p.packed) + panel * panel_size;
     const int64_t channel = panel * kPanel;
     const int64_t left = p.out_features - channel;
-    for (int64_t row = block.row_begin; row < block.row_end; row += kTileRows) {
-      const int64_t rows = block.row_end - row < kTileRows ? block.row_end - row : kTileRows;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t row = block.row_begin + block_rows * tile / tiles;
+      const int64_t rows = block.row_begin + block_rows * (tile + 1) / tiles - row;
       const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
       multiply_rows(rows, x, p.x_stride, weights, p.in_features, sums);
       finish(sums, kPanel, row, rows, channel, left < kPanel ? left : kPanel);
