@@ -34,7 +34,7 @@ class CMakeBuild(build_ext):
         in_place = self.inplace or self.editable_mode
         package_dir = ROOT / "python/taut" if in_place else Path(self.build_lib).resolve() / "taut"
         cache_tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
-        build_dir = ROOT / "build" / cache_tag
+        build_dir = ROOT / "build" / f"{cache_tag}-{'in-place' if in_place else 'wheel'}"
         includes = ";".join(cpp_extension.include_paths())
         arguments = [
             f"-S{ROOT}",
