@@ -10,7 +10,7 @@ import transformers
 import taut
 from encoder_models import make_tokenizer, save_random
 from taut.encoder import SequenceClassifier, TextTokenizer
-from taut.encoder.tokenization import CHUNK
+from taut.encoder.tokenization import CHUNK, batches
 from taut.nn import Linear
 
 TEXTS = ["the cat sat", "", "rain " * 60, "a", "the quick model sat on the mat", "?!"]
@@ -26,29 +26,29 @@ def encoder(tmp_path_factory):
 def test_batches_are_cut_by_tokens_and_keep_the_order():
     tokenizer = TextTokenizer(make_tokenizer(), 40)
     texts = [TEXTS[i % len(TEXTS)] for i in range(3 * CHUNK + 5)]
-    batches = list(tokenizer.batches(texts, 100))
-    assert all(len(batch.input_ids) <= 100 for batch in batches)
+    made = list(batches(tokenizer.flats(texts), 100))
+    assert all(len(batch.input_ids) <= 100 for batch in made)
     plain = make_tokenizer()
     plain.enable_truncation(40)
     want = [plain.encode(text).ids for text in texts]
     got = [
         ids.tolist()
-        for batch in batches
+        for batch in made
         for ids in batch.input_ids.tensor_split(batch.cu_seqlens[1:-1].tolist())
     ]
     assert got == want
-    for batch in batches:
+    for batch in made:
         ends = batch.cu_seqlens.tolist()
         rows = [i for a, b in zip(ends, ends[1:], strict=False) for i in range(b - a)]
         assert batch.positions.tolist() == rows and batch.token_type_ids is None
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in zip(made, made[1:], strict=False):
         assert len(batch.input_ids) + int(following.cu_seqlens[1]) > 100, "a batch ended too soon"
 
 
 def test_a_text_longer_than_the_budget_is_a_batch_of_its_own():
     lengths = [
         batch.cu_seqlens.diff().tolist()
-        for batch in TextTokenizer(make_tokenizer(), 40).batches(TEXTS, 10)
+        for batch in batches(TextTokenizer(make_tokenizer(), 40).flats(TEXTS), 10)
     ]
     assert lengths == [[5, 2], [40], [3], [9], [4]]
 
@@ -87,6 +87,17 @@ def test_truncation_is_that_of_sentence_transformers():
     assert encoder.tokenize([text]).input_ids.tolist() == want
     short = taut.Encoder.from_pretrained(path, max_length=8)
     assert short.tokenize([text]).input_ids.tolist() == [*want[:7], want[-1]]
+
+
+def test_token_ids_give_what_texts_give(encoder):
+    batch = encoder.tokenize(TEXTS)
+    ids = [row.tolist() for row in batch.input_ids.tensor_split(batch.cu_seqlens[1:-1].tolist())]
+    assert encoder.token_counts(TEXTS) == [len(row) for row in ids]
+    assert torch.equal(encoder.encode_ids(ids), encoder.encode(TEXTS))
+    assert encoder.encode_ids([]).shape == (0, 64)
+    assert encoder.max_length == max(map(len, ids))
+    with pytest.raises(ValueError, match=r"positions must be in \[0, 40\), got 40"):
+        encoder.encode_ids([[5] * 41])
 
 
 def test_no_texts_and_many_texts(encoder):

@@ -1,15 +1,24 @@
 """The public models: sentence embeddings, and the three classic heads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from tqdm import tqdm
 
 from taut.encoder.pretrained import BATCH_TOKENS, Pretrained
-from taut.encoder.tokenization import Text, TokenBatch, check_texts
+from taut.encoder.tokenization import (
+    Flat,
+    Text,
+    TokenBatch,
+    batches,
+    check_texts,
+    flats_of_ids,
+)
 from taut.ops.pooling import pool
 from taut.reference._check import check_choice
 from taut.reference.pooling import MODES
+
+UNLIMITED = 2**31 - 1  # tokens of a batch that must hold all texts: offsets are int32
 
 
 def _check_batch_tokens(op: str, batch_tokens: int) -> None:
@@ -33,6 +42,11 @@ class Encoder(Pretrained):
             input_ids, cu_seqlens, token_type_ids=token_type_ids, positions=positions
         )
 
+    def _flats(self, op: str, texts: list[str]) -> Iterator[Flat]:
+        prompt = self.settings.prompt
+        texts = [prompt + text for text in texts] if prompt else texts
+        return self._text_tokenizer(op).flats(texts)
+
     def tokenize(self, texts: Sequence[str]) -> TokenBatch:
         """One packed batch of all texts, for `forward`.
 
@@ -41,16 +55,29 @@ class Encoder(Pretrained):
 
         Returns:
             input_ids, cu_seqlens, positions and token_type_ids (None), int32 on the CPU.
+
+        Raises:
+            TypeError, ValueError: texts is a str, holds something else, or is empty.
         """
         texts = check_texts("tokenize", texts)
         if not texts:
             raise ValueError("tokenize: texts must have at least one text, got none")
-        tokenizer = self._text_tokenizer("tokenize")
-        return next(tokenizer.batches(self._prompted(texts), len(texts) * tokenizer.max_length))
+        return next(batches(self._flats("tokenize", texts), UNLIMITED))
 
-    def _prompted(self, texts: list[str]) -> list[str]:
-        prompt = self.settings.prompt
-        return [prompt + text for text in texts] if prompt else texts
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens `encode` computes for each text, special tokens included.
+
+        Args:
+            texts: the texts.
+
+        Returns:
+            One count per text.
+
+        Raises:
+            TypeError: texts is a str, or holds something else.
+        """
+        texts = check_texts("token_counts", texts)
+        return [n for flat in self._flats("token_counts", texts) for n in flat.lengths.tolist()]
 
     @torch.inference_mode()
     def encode(
@@ -81,15 +108,48 @@ class Encoder(Pretrained):
             ValueError: an unknown pooling, or batch_tokens below 1.
         """
         texts = check_texts("encode", texts)
-        _check_batch_tokens("encode", batch_tokens)
+        flats = self._flats("encode", texts)
+        return self._embed(
+            "encode", flats, len(texts), batch_tokens, normalize, pooling, show_progress
+        )
+
+    @torch.inference_mode()
+    def encode_ids(
+        self,
+        ids: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        normalize: bool | None = None,
+        pooling: str | None = None,
+        show_progress: bool = False,
+    ) -> torch.Tensor:
+        """Embed texts that are token ids already.
+
+        Args:
+            ids: the token ids of each text, special tokens included, none too long for the model.
+            batch_tokens, normalize, pooling, show_progress: as for `encode`.
+
+        Returns:
+            (len(ids), hidden_size), fp32, on the CPU, in the order of ids.
+
+        Raises:
+            ValueError: an id or a text's length that the model does not have; as for `encode`.
+        """
+        ids = list(ids)
+        flats = flats_of_ids(ids)
+        return self._embed(
+            "encode_ids", flats, len(ids), batch_tokens, normalize, pooling, show_progress
+        )
+
+    def _embed(self, op, flats, count, batch_tokens, normalize, pooling, show_progress):
+        _check_batch_tokens(op, batch_tokens)
         mode = self.settings.pooling if pooling is None else pooling
-        check_choice("encode", "pooling", mode, MODES)
+        check_choice(op, "pooling", mode, MODES)
         normalize = self.settings.normalize if normalize is None else bool(normalize)
-        tokenizer = self._text_tokenizer("encode")
-        out = torch.empty(len(texts), self.config.hidden_size)
+        out = torch.empty(count, self.config.hidden_size)
         done = 0
-        with tqdm(total=len(texts), unit="text", disable=not show_progress) as progress:
-            for batch in tokenizer.batches(self._prompted(texts), batch_tokens):
+        with tqdm(total=count, unit="text", disable=not show_progress) as progress:
+            for batch in batches(flats, batch_tokens):
                 hidden, cu_seqlens = self._hidden(batch)
                 pooled = pool(hidden.float(), cu_seqlens, mode, normalize)
                 out[done : done + len(pooled)] = pooled
@@ -146,7 +206,8 @@ class SequenceClassifier(_WithHead):
         _check_batch_tokens("predict", batch_tokens)
         out = torch.empty(len(texts), self.config.num_labels)
         done = 0
-        for batch in self._text_tokenizer("predict").batches(texts, batch_tokens):
+        flats = self._text_tokenizer("predict").flats(texts)
+        for batch in batches(flats, batch_tokens):
             logits = self.head(*self._hidden(batch))
             out[done : done + len(logits)] = logits
             done += len(logits)

@@ -81,8 +81,8 @@ class Pretrained(torch.nn.Module):
         config = checkpoint.read_config(directory)
         tokenizer = TextTokenizer.read(
             directory,
-            config.max_tokens,
-            settings.max_length if max_length is None else max_length,
+            limit=config.max_tokens,
+            wanted=settings.max_length if max_length is None else max_length,
             lower_case=settings.lower_case,
             token_types=config.type_vocab_size > 1,
         )
@@ -127,6 +127,11 @@ class Pretrained(torch.nn.Module):
             positions=batch.positions,
         )
         return hidden, batch.cu_seqlens
+
+    @property
+    def max_length(self) -> int:
+        """Tokens a text is cut to, special tokens included."""
+        return self._text_tokenizer("max_length").max_length
 
     def _text_tokenizer(self, op: str) -> TextTokenizer:
         if self.tokenizer is None:

@@ -33,7 +33,7 @@ class TokenBatch(NamedTuple):
     token_type_ids: torch.Tensor | None
 
 
-class _Flat(NamedTuple):
+class Flat(NamedTuple):
     """Token ids of consecutive texts, one behind the other."""
 
     ids: np.ndarray
@@ -67,7 +67,7 @@ def _flatten(lists: Iterable[list[int]], total: int) -> np.ndarray:
     return np.fromiter(itertools.chain.from_iterable(lists), dtype=np.int32, count=total)
 
 
-def _batch(parts: list[_Flat]) -> TokenBatch:
+def _batch(parts: list[Flat]) -> TokenBatch:
     ids, types, lengths = (
         None if column[0] is None else np.concatenate(column) for column in zip(*parts, strict=True)
     )
@@ -104,21 +104,22 @@ class TextTokenizer:
     ) -> None:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
-        self._tokenizer, self.max_length = tokenizer, max_length
+        self._tokenizer = tokenizer
+        self.max_length = max_length
         self._lower_case, self._token_types = lower_case, token_types
         self._files = files or {}
 
     @classmethod
     def read(
-        cls, directory: Path, limit: int | None, max_length: int | None, **options
+        cls, directory: Path, limit: int | None, wanted: int | None, **options
     ) -> "TextTokenizer":
         """Read a checkpoint's tokenizer.
 
         Args:
             directory: holds tokenizer.json, and perhaps tokenizer_config.json.
-            limit: tokens the model can take at most.
-            max_length: the length the checkpoint or the caller asks for; None takes the
-                tokenizer's own.
+            limit: tokens the model can take at most; None if there is no end.
+            wanted: tokens to cut texts to; None leaves it to tokenizer_config.json and the limit.
+            options: as for the class.
         """
         path = directory / "tokenizer.json"
         if not path.exists():
@@ -129,9 +130,9 @@ class TextTokenizer:
             raise ValueError(f"{path} is not a valid tokenizer: {error}") from None
         copied = [directory / name for name in _COPIED_FILES]
         files = {file.name: file.read_bytes() for file in copied if file.exists()}
-        if max_length is None and "tokenizer_config.json" in files:
-            max_length = read_json(directory / "tokenizer_config.json").get("model_max_length")
-        lengths = [int(length) for length in (limit, max_length) if length is not None]
+        if wanted is None and "tokenizer_config.json" in files:
+            wanted = read_json(directory / "tokenizer_config.json").get("model_max_length")
+        lengths = [int(length) for length in (limit, wanted) if length is not None]
         return cls(tokenizer, min(lengths, default=512), files=files, **options)
 
     def save(self, directory: Path) -> None:
@@ -139,7 +140,7 @@ class TextTokenizer:
         for name, contents in self._files.items():
             (directory / name).write_bytes(contents)
 
-    def _encode(self, texts: list[Text]) -> _Flat:
+    def _encode(self, texts: list[Text]) -> Flat:
         if self._lower_case:
             texts = [
                 text.lower() if isinstance(text, str) else (text[0].lower(), text[1].lower())
@@ -151,10 +152,13 @@ class TextTokenizer:
         types = None
         if self._token_types and not isinstance(texts[0], str):
             types = _flatten((encoding.type_ids for encoding in encodings), total)
-        return _Flat(_flatten((encoding.ids for encoding in encodings), total), types, lengths)
+        return Flat(_flatten((encoding.ids for encoding in encodings), total), types, lengths)
 
-    def _encode_ahead(self, texts: list[Text]) -> Iterator[_Flat]:
-        """The texts' tokens in chunks, the next ones being made while the caller computes."""
+    def flats(self, texts: list[Text]) -> Iterator[Flat]:
+        """The texts' tokens in chunks, the next ones being made while the caller computes.
+
+        All of `texts` must be strings, or all pairs.
+        """
         chunks = (texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK))
         if len(texts) <= CHUNK:
             yield from map(self._encode, chunks)
@@ -174,29 +178,35 @@ class TextTokenizer:
                 for future in pending:
                     future.cancel()
 
-    def batches(self, texts: list[Text], batch_tokens: int) -> Iterator[TokenBatch]:
-        """Consecutive texts in batches of at most `batch_tokens` tokens, or of one longer text.
 
-        All of `texts` must be strings, or all pairs.
-        """
-        parts, used = [], 0
-        for flat in self._encode_ahead(texts):
-            ends = np.cumsum(flat.lengths)
-            start = start_token = 0
-            while start < len(ends):
-                room = start_token + batch_tokens - used
-                stop = int(np.searchsorted(ends, room, side="right"))
-                if stop <= start and not parts:
-                    stop = start + 1
-                if stop > start:
-                    stop_token = int(ends[stop - 1])
-                    tokens = slice(start_token, stop_token)
-                    types = None if flat.types is None else flat.types[tokens]
-                    parts.append(_Flat(flat.ids[tokens], types, flat.lengths[start:stop]))
-                    used += stop_token - start_token
-                    start, start_token = stop, stop_token
-                if start < len(ends):
-                    yield _batch(parts)
-                    parts, used = [], 0
-        if parts:
-            yield _batch(parts)
+def flats_of_ids(ids: list[Sequence[int]]) -> Iterator[Flat]:
+    """What `TextTokenizer.flats` gives, from token ids."""
+    for start in range(0, len(ids), CHUNK):
+        chunk = ids[start : start + CHUNK]
+        lengths = np.fromiter(map(len, chunk), dtype=np.int32, count=len(chunk))
+        yield Flat(_flatten(chunk, int(lengths.sum())), None, lengths)
+
+
+def batches(flats: Iterable[Flat], batch_tokens: int) -> Iterator[TokenBatch]:
+    """Consecutive texts in batches of at most `batch_tokens` tokens, or of one longer text."""
+    parts, used = [], 0
+    for flat in flats:
+        ends = np.cumsum(flat.lengths)
+        start = start_token = 0
+        while start < len(ends):
+            room = start_token + batch_tokens - used
+            stop = int(np.searchsorted(ends, room, side="right"))
+            if stop <= start and not parts:
+                stop = start + 1
+            if stop > start:
+                stop_token = int(ends[stop - 1])
+                tokens = slice(start_token, stop_token)
+                types = None if flat.types is None else flat.types[tokens]
+                parts.append(Flat(flat.ids[tokens], types, flat.lengths[start:stop]))
+                used += stop_token - start_token
+                start, start_token = stop, stop_token
+            if start < len(ends):
+                yield _batch(parts)
+                parts, used = [], 0
+    if parts:
+        yield _batch(parts)
