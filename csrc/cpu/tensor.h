@@ -19,25 +19,29 @@ namespace taut {
 
 // An uninitialised contiguous CPU tensor. Straight through the shim: stable::empty looks the op up
 // by name in the dispatcher, which costs more than the allocation.
-inline Tensor empty_cpu(std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  int64_t strides[8];
+inline Tensor empty_cpu(const int64_t* sizes, int64_t dim, ScalarType dtype) {
+  constexpr int64_t kMostDimensions = 64;
+  int64_t strides[kMostDimensions];
+  if (dim > kMostDimensions) throw std::runtime_error("tensors must have at most 64 dimensions");
   int64_t stride = 1;
-  for (int64_t i = static_cast<int64_t>(sizes.size()) - 1; i >= 0; --i) {
+  for (int64_t i = dim - 1; i >= 0; --i) {
     strides[i] = stride;
-    stride *= sizes.begin()[i] > 1 ? sizes.begin()[i] : 1;
+    stride *= sizes[i] > 1 ? sizes[i] : 1;
   }
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
+inline Tensor empty_cpu(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return empty_cpu(sizes.begin(), static_cast<int64_t>(sizes.size()), dtype);
+}
 
-inline Tensor zeros_cpu(std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  Tensor t = empty_cpu(sizes, dtype);
-  std::memset(t.mutable_data_ptr(), 0, static_cast<size_t>(t.numel()) * t.element_size());
-  return t;
+// Zero bits are zero in every dtype.
+inline void fill_zero(const Tensor& t) {
+  if (const int64_t elements = t.numel())
+    std::memset(t.mutable_data_ptr(), 0, static_cast<size_t>(elements) * t.element_size());
 }
 
 template <class T = void>
