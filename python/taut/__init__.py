@@ -3,6 +3,7 @@
 from taut import registry as registry
 from taut.encoder import Encoder
 from taut.ops.activation import bias_activation, bias_glu
+from taut.ops.attention import varlen_attention, varlen_attention_qkvpacked
 from taut.ops.dense_gemm import pack_weight, packed_linear, packed_linear_layer_norm, unpack_weight
 from taut.ops.embedding import embed_layer_norm
 from taut.ops.norm import layer_norm, rms_norm
@@ -26,5 +27,7 @@ __all__ = [
     "rms_norm",
     "scatter_rows",
     "unpack_weight",
+    "varlen_attention",
+    "varlen_attention_qkvpacked",
 ]
 __version__ = "0.1.0"

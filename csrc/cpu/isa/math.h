@@ -7,7 +7,7 @@ namespace TAUT_ISA {
 
 // 2^x for x <= 127; relative error 1e-7 plus rounding; 0 below -126.
 inline Vec exp2(Vec x) {
-  x = max(x, Vec::set(-127.0f));
+  x = max(Vec::set(-127.0f), x);  // in this order NaN stays NaN
   const Vec whole = round(x);
   const Vec f = x - whole;
   Vec p = Vec::set(0.001327646782f);
@@ -22,7 +22,7 @@ inline Vec exp2(Vec x) {
 // e^x for x <= 88; 0 below -87.3.
 inline Vec exp(Vec x) {
   const Vec log2e = Vec::set(1.44269504f);
-  x = max(x, Vec::set(-88.0f));
+  x = max(Vec::set(-88.0f), x);
   const Vec whole = round(x * log2e);
   // The low part of log2(e) keeps the fraction exact to fp32 where x * log2(e) is large.
   const Vec f = fma(x, Vec::set(1.925963033e-8f), fma(x, log2e, Vec::zero() - whole));
