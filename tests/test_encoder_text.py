@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import taut
-from encoder_models import make_tokenizer, save_random
+from encoder_models import make_tokenizer, save_alibi, save_random
 from taut.encoder import SequenceClassifier, TextTokenizer
 from taut.encoder.tokenization import CHUNK, batches
 from taut.nn import Linear
@@ -98,6 +98,16 @@ def test_token_ids_give_what_texts_give(encoder):
     assert encoder.max_length == max(map(len, ids))
     with pytest.raises(ValueError, match=r"positions must be in \[0, 40\), got 40"):
         encoder.encode_ids([[5] * 41])
+
+
+def test_max_length_is_bounded_by_the_position_table_only(tmp_path):
+    save_random(tmp_path / "roberta", "roberta")
+    save_alibi(tmp_path / "alibi", "jina")
+    assert taut.Encoder.from_pretrained(tmp_path / "roberta", max_length=100).max_length == 38
+    assert taut.Encoder.from_pretrained(tmp_path / "alibi").max_length == 40
+    stretched = taut.Encoder.from_pretrained(tmp_path / "alibi", max_length=100)
+    assert stretched.token_counts(["rain " * 200]) == [100]
+    assert stretched.encode(["rain " * 200]).isfinite().all()
 
 
 def test_no_texts_and_many_texts(encoder):

@@ -292,7 +292,7 @@ class EncoderConfig:
 
     @property
     def max_tokens(self) -> int:
-        """The longest text: rows of the position table, or what the config says without one."""
+        """The longest text: what the position table holds, or what the config says without one."""
         return self.max_positions - self.position_offset
 
     @classmethod

@@ -63,7 +63,8 @@ class Pretrained(torch.nn.Module):
                 huggingface_hub resolves.
             dtype: of the weights: torch.float32, bfloat16 or float16.
             device: where the weights go.
-            max_length: cut texts to this many tokens instead of what the checkpoint says.
+            max_length: cut texts to this many tokens instead of what the checkpoint says; with a
+                position table its size is the limit, ALiBi encoders take any length.
 
         Returns:
             The model, in eval mode.
@@ -79,9 +80,10 @@ class Pretrained(torch.nn.Module):
             raise ValueError(f"{name}: dtype must be one of {accepted}, got {dtype}")
         directory, settings = read_settings(checkpoint.resolve(path_or_id))
         config = checkpoint.read_config(directory)
+        stretches = max_length is not None and not config.architecture.positions
         tokenizer = TextTokenizer.read(
             directory,
-            limit=config.max_tokens,
+            limit=None if stretches else config.max_tokens,
             wanted=settings.max_length if max_length is None else max_length,
             lower_case=settings.lower_case,
             token_types=config.type_vocab_size > 1,
