@@ -40,19 +40,17 @@ class Linear(torch.nn.Module):
         bias = self.bias is not None
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}"
 
-    def _runs_packed(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
-        if x.device.type != "cpu" or weight.dtype not in _PACKED_DTYPES:
-            return False
-        if torch.compiler.is_compiling():  # the compiler cannot follow the cache
-            return False
-        bias = self.bias
-        return not torch.is_grad_enabled() or not (
-            x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-        )
+    def _packed_for(self, x: torch.Tensor, weight: torch.Tensor, *others: torch.Tensor | None):
+        """The packed weight if these can go with it: on the CPU, without gradients; else None."""
+        if not x.is_cpu or weight.dtype not in _PACKED_DTYPES or torch.compiler.is_compiling():
+            return None  # the compiler cannot follow the cache
+        if torch.is_grad_enabled() and any(
+            tensor is not None and tensor.requires_grad for tensor in (x, weight, *others)
+        ):
+            return None
+        return self._packed_of(weight)
 
-    def packed(self) -> torch.Tensor:
-        """The packed copy of `weight` as it is now (layout: `taut.pack_weight`)."""
-        weight = self.weight
+    def _packed_of(self, weight: torch.Tensor) -> torch.Tensor:
         if weight.is_inference():  # torch does not count their changes
             return pack_weight(weight)
         made_from = (weight.data_ptr(), weight._version, weight.dtype)
@@ -62,12 +60,17 @@ class Linear(torch.nn.Module):
             self._packed_from = made_from
         return self._packed
 
+    def packed(self) -> torch.Tensor:
+        """The packed copy of `weight` as it is now (layout: `taut.pack_weight`)."""
+        return self._packed_of(self.weight)
+
     def forward(self, x: torch.Tensor, activation: str = "none") -> torch.Tensor:
         """activation(x @ weight.T + bias) for x (total_tokens, in_features)."""
         weight, bias = self.weight, self.bias
-        if self._runs_packed(x, weight):
+        packed = self._packed_for(x, weight, bias)
+        if packed is not None:
             return packed_linear(
-                x, self.packed(), bias, out_features=self.out_features, activation=activation
+                x, packed, bias, out_features=self.out_features, activation=activation
             )
         if activation == "none":
             return functional.linear(x, weight, bias)
@@ -81,13 +84,13 @@ class Linear(torch.nn.Module):
         dropout: float = 0.0,
     ) -> torch.Tensor:
         """norm(dropout(x @ weight.T + bias) + residual) for residual (total_tokens, out_features)."""
-        weight, bias = self.weight, self.bias
+        scale, shift = norm.weight, norm.bias
         if dropout > 0:
             dropped = functional.dropout(self(x), dropout)
-            return layer_norm(dropped, norm.weight, norm.bias, residual=residual, eps=norm.eps)
-        if self._runs_packed(x, weight):
-            return packed_linear_layer_norm(
-                x, self.packed(), bias, residual, norm.weight, norm.bias, norm.eps
-            )
+            return layer_norm(dropped, scale, shift, residual=residual, eps=norm.eps)
+        weight, bias = self.weight, self.bias
+        packed = self._packed_for(x, weight, bias, residual, scale, shift)
+        if packed is not None:
+            return packed_linear_layer_norm(x, packed, bias, residual, scale, shift, norm.eps)
         out = functional.linear(x, weight)
-        return layer_norm(out, norm.weight, norm.bias, residual=residual, bias=bias, eps=norm.eps)
+        return layer_norm(out, scale, shift, residual=residual, bias=bias, eps=norm.eps)
