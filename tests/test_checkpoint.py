@@ -115,7 +115,8 @@ def test_saving_and_loading_gives_the_same_bits(tmp_path, kind):
         encoder.backbone.layers[0].qkv.weight.mul_(1.5)
     encoder.encode(TEXTS)  # packs the weights, which must not be saved
     encoder.save_pretrained(tmp_path / "b")
-    again = taut.Encoder.from_pretrained(tmp_path / "b", max_length=30)
+    again = taut.Encoder.from_pretrained(tmp_path / "b")
+    assert again.max_length == 30
     assert torch.equal(again.encode(TEXTS), encoder.encode(TEXTS))
     want = encoder.state_dict()
     assert all(torch.equal(tensor, want[name]) for name, tensor in again.state_dict().items())
@@ -201,6 +202,11 @@ def test_settings_in_the_words_of_version_6(tmp_path):
     pooling.write_text(json.dumps({"pooling_mode": "mean", "include_prompt": False}))
     with pytest.raises(ValueError, match="include_prompt must be true"):
         read_settings(tmp_path)
+    modules[0]["path"] = "../other"
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ValueError, match="paths must stay in the checkpoint, got ../other"):
+        read_settings(tmp_path)
+    modules[0]["path"] = ""
     modules.append({"path": "2_Dense", "type": "sentence_transformers.models.Dense"})
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     pooling.write_text(json.dumps({"pooling_mode": "mean"}))
@@ -229,6 +235,8 @@ def test_unsupported_configs():
         ({"model_type": "gpt2"}, "model_type must be one of bert, roberta, .*, got 'gpt2'"),
         ({"model_type": None}, "model_type must be one of .*, got None"),
         ({"hidden_size": 33}, "hidden_size must be a multiple of the 2 attention heads, got 33"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be an integer of at least 1, got 0"),
+        ({"vocab_size": "9"}, "vocab_size must be an integer of at least 1, got '9'"),
         ({"hidden_size": None}, "hidden_size must be given for a bert encoder"),
         ({"hidden_act": "mish"}, "hidden_act must be one of gelu, .*, got 'mish'"),
         ({"position_embedding_type": "relative_key"}, "absolute or alibi, got 'relative_key'"),
@@ -250,6 +258,8 @@ def test_missing_and_misshapen_tensors_are_all_named(saved):
     def damage(tensors):
         del tensors["encoder.layer.1.attention.self.key.weight"]
         tensors["embeddings.LayerNorm.bias"] = torch.zeros(65)
+        name = "encoder.layer.0.output.dense.weight"
+        tensors[name] = tensors[name].to(torch.int8)
 
     edit_tensors(saved, damage)
     with pytest.raises(ValueError) as caught:
@@ -257,7 +267,8 @@ def test_missing_and_misshapen_tensors_are_all_named(saved):
     message = str(caught.value)
     assert "encoder.layer.1.attention.self.key.weight must be (64, 64), is missing" in message
     assert "embeddings.LayerNorm.bias must be (64,), got (65,)" in message
-    assert message.count("\n") == 2
+    assert "layer.0.output.dense.weight must be floating point, got torch.int8" in message
+    assert message.count("\n") == 3
 
 
 def test_a_head_that_is_not_there(saved):
@@ -345,6 +356,15 @@ def test_ids_go_to_the_hub(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(FileNotFoundError, match="install huggingface_hub"):
         taut.Encoder.from_pretrained("someone/other")
+
+
+def test_tokenizer_of_another_checkpoint(saved, tmp_path):
+    save_alibi(tmp_path / "mosaic", "mosaic")
+    (tmp_path / "mosaic/tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match="`tokenizer` can name a checkpoint that has"):
+        taut.Encoder.from_pretrained(tmp_path / "mosaic")
+    encoder = taut.Encoder.from_pretrained(tmp_path / "mosaic", tokenizer=saved)
+    assert encoder.encode(TEXTS).shape == (4, 64)
 
 
 def test_dtype_must_be_a_float(saved):

@@ -132,6 +132,11 @@ def test_encode_refuses_what_is_no_text(encoder):
         encoder.tokenize([])
 
 
+def test_encode_knows_no_dropout(encoder):
+    want = encoder.encode(TEXTS)
+    assert torch.equal(encoder.train().encode(TEXTS), want)
+
+
 def test_an_encoder_without_tokenizer_says_so(encoder):
     bare = taut.Encoder(encoder.config)
     with pytest.raises(ValueError, match="encode: the encoder must have a tokenizer, got None"):

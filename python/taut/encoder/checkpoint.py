@@ -16,10 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from taut.encoder.config import SECOND_NAMES, EncoderConfig
+from taut.encoder.architectures import SECOND_NAMES
+from taut.encoder.config import EncoderConfig
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
+_WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LEGACY_LEAVES = {"weight": "gamma", "bias": "beta"}  # LayerNorm in the oldest checkpoints
 
 
@@ -52,12 +54,15 @@ def resolve(path_or_id: str | os.PathLike) -> Path:
     return snapshot
 
 
-def read_json(path: Path) -> dict | list:
-    """Raises ValueError naming the file if it is no JSON."""
+def read_json(path: Path, kind: type = dict) -> dict | list:
+    """Raises ValueError naming the file if it is no JSON, or no `kind`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} must hold a {kind.__name__}, got {type(value).__name__}")
+    return value
 
 
 def read_config(directory: Path) -> EncoderConfig:
@@ -73,7 +78,7 @@ def _weight_files(directory: Path) -> list[Path]:
             return [directory / name]
         index = directory / f"{name}.index.json"
         if index.exists():
-            shards = sorted(set(read_json(index)["weight_map"].values()))
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
             outside = [shard for shard in shards if Path(shard).name != shard]
             if outside:
                 raise ValueError(f"{index} names files outside its directory: {outside}")
@@ -110,6 +115,8 @@ class TensorFiles:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(f"{path} cannot be read as weights only: {error}") from error
+        if not isinstance(tensors, dict):
+            raise ValueError(f"{path} must hold a dict of tensors, got {type(tensors).__name__}")
         for name, tensor in tensors.items():
             self._getters[name] = lambda tensor=tensor: tensor
 
@@ -151,7 +158,7 @@ def load_parameters(
 
     Raises:
         FileNotFoundError: there are no weights.
-        ValueError: naming every tensor that is missing or misshapen.
+        ValueError: naming every tensor that is missing, misshapen or no plain float.
     """
     files = TensorFiles(directory)
     problems = []
@@ -164,6 +171,8 @@ def load_parameters(
                 problems.append(f"{name} must be {tuple(target.shape)}, is missing")
             elif source.shape != target.shape:
                 problems.append(f"{name} must be {tuple(target.shape)}, got {tuple(source.shape)}")
+            elif source.dtype not in _WEIGHT_DTYPES:
+                problems.append(f"{name} must be floating point, got {source.dtype}")
             else:
                 target.copy_(source)
     if problems:

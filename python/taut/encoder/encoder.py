@@ -91,7 +91,8 @@ class Encoder(Pretrained):
     ) -> torch.Tensor:
         """Embed texts.
 
-        A text's embedding is the same, bit for bit, whatever texts come with it.
+        A text's embedding is the same, bit for bit, whatever texts come with it. The encoder is in
+        eval mode afterwards.
 
         Args:
             texts: the texts; longer ones are cut to the model's length, "" is embedded too.
@@ -146,6 +147,7 @@ class Encoder(Pretrained):
         mode = self.settings.pooling if pooling is None else pooling
         check_choice(op, "pooling", mode, MODES)
         normalize = self.settings.normalize if normalize is None else bool(normalize)
+        self.eval()
         out = torch.empty(count, self.config.hidden_size)
         done = 0
         with tqdm(total=count, unit="text", disable=not show_progress) as progress:
@@ -184,7 +186,7 @@ class SequenceClassifier(_WithHead):
 
     @torch.inference_mode()
     def predict(self, texts: Sequence[Text], *, batch_tokens: int = BATCH_TOKENS) -> torch.Tensor:
-        """Logits of texts, or of pairs of texts.
+        """Logits of texts, or of pairs of texts. The classifier is in eval mode afterwards.
 
         Args:
             texts: all of them str, or all of them pairs (query, passage).
@@ -204,6 +206,7 @@ class SequenceClassifier(_WithHead):
         if mixed:
             raise TypeError(f"predict: texts must be all str or all pairs, differs at {mixed[0]}")
         _check_batch_tokens("predict", batch_tokens)
+        self.eval()
         out = torch.empty(len(texts), self.config.num_labels)
         done = 0
         flats = self._text_tokenizer("predict").flats(texts)

@@ -1,6 +1,7 @@
 """What every model of this package shares: a backbone, perhaps a head, a tokenizer, its files."""
 
 import os
+from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 import torch
@@ -54,6 +55,7 @@ class Pretrained(torch.nn.Module):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         max_length: int | None = None,
+        tokenizer: str | os.PathLike | None = None,
     ) -> Model:
         """Load a checkpoint in Hugging Face's layout; nothing in it is ever run.
 
@@ -65,6 +67,7 @@ class Pretrained(torch.nn.Module):
             device: where the weights go.
             max_length: cut texts to this many tokens instead of what the checkpoint says; with a
                 position table its size is the limit, ALiBi encoders take any length.
+            tokenizer: directory or id of another checkpoint whose tokenizer to take.
 
         Returns:
             The model, in eval mode.
@@ -80,17 +83,19 @@ class Pretrained(torch.nn.Module):
             raise ValueError(f"{name}: dtype must be one of {accepted}, got {dtype}")
         directory, settings = read_settings(checkpoint.resolve(path_or_id))
         config = checkpoint.read_config(directory)
-        stretches = max_length is not None and not config.architecture.positions
-        tokenizer = TextTokenizer.read(
-            directory,
+        if max_length is not None:
+            settings = replace(settings, max_length=max_length)
+        stretches = settings.max_length is not None and not config.architecture.positions
+        text_tokenizer = TextTokenizer.read(
+            directory if tokenizer is None else checkpoint.resolve(tokenizer),
             limit=None if stretches else config.max_tokens,
-            wanted=settings.max_length if max_length is None else max_length,
+            wanted=settings.max_length,
             lower_case=settings.lower_case,
             token_types=config.type_vocab_size > 1,
         )
         with torch.inference_mode(False), torch.no_grad():
             with torch.device("meta"):
-                model = cls(config, tokenizer, settings).to(dtype)
+                model = cls(config, text_tokenizer, settings).to(dtype)
             model.to_empty(device=device)
             model._tie()
             checkpoint.load_parameters(model, config, cls.task, directory)

@@ -64,16 +64,19 @@ def read_settings(directory: Path) -> tuple[Path, SentenceSettings]:
     if not modules_path.exists():
         return directory, SentenceSettings()
     transformer, pooling, normalize = directory, "mean", False
-    for module in read_json(modules_path):
+    for module in read_json(modules_path, list):
         kind = module["type"].rpartition(".")[2]
         if kind not in _MODULES:
             raise ValueError(
                 f"{modules_path}: module types must be {', '.join(_MODULES)}, got {kind}"
             )
+        path = module["path"]
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ValueError(f"{modules_path}: paths must stay in the checkpoint, got {path}")
         if kind == "Transformer":
-            transformer = directory / module["path"]
+            transformer = directory / path
         elif kind == "Pooling":
-            pooling = _pooling_mode(directory / module["path"] / "config.json")
+            pooling = _pooling_mode(directory / path / "config.json")
         else:
             normalize = True
     text = _optional_json(transformer / "sentence_bert_config.json")

@@ -11,13 +11,13 @@ import numpy as np
 import tokenizers
 import torch
 
-from taut.encoder.checkpoint import read_json
+from taut.encoder.checkpoint import read_json, write_json
 
 Text = str | tuple[str, str]
 
 CHUNK = 256  # texts per call of the tokenizer: enough for its threads, soon enough for the first
 CHUNKS_AHEAD = 2
-_COPIED_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+_CONFIG = "tokenizer_config.json"
 
 
 class TokenBatch(NamedTuple):
@@ -90,7 +90,7 @@ class TextTokenizer:
         max_length: tokens per text, special tokens included.
         lower_case: lower-case texts first.
         token_types: pairs get token type ids.
-        files: small files to write beside tokenizer.json when saving, name -> contents.
+        config: the contents of tokenizer_config.json, kept for other readers of the checkpoint.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class TextTokenizer:
         *,
         lower_case: bool = False,
         token_types: bool = True,
-        files: dict[str, bytes] | None = None,
+        config: dict | None = None,
     ) -> None:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
         self._tokenizer = tokenizer
         self.max_length = max_length
         self._lower_case, self._token_types = lower_case, token_types
-        self._files = files or {}
+        self._config = {**(config or {}), "model_max_length": max_length}
 
     @classmethod
     def read(
@@ -123,22 +123,23 @@ class TextTokenizer:
         """
         path = directory / "tokenizer.json"
         if not path.exists():
-            raise FileNotFoundError(f"{directory} has no tokenizer.json")
+            raise FileNotFoundError(
+                f"{directory} has no tokenizer.json; `tokenizer` can name a checkpoint that has"
+            )
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"{path} is not a valid tokenizer: {error}") from None
-        copied = [directory / name for name in _COPIED_FILES]
-        files = {file.name: file.read_bytes() for file in copied if file.exists()}
-        if wanted is None and "tokenizer_config.json" in files:
-            wanted = read_json(directory / "tokenizer_config.json").get("model_max_length")
+        has_config = (directory / _CONFIG).exists()
+        config = read_json(directory / _CONFIG) if has_config else {}
+        if wanted is None:
+            wanted = config.get("model_max_length")
         lengths = [int(length) for length in (limit, wanted) if length is not None]
-        return cls(tokenizer, min(lengths, default=512), files=files, **options)
+        return cls(tokenizer, min(lengths, default=512), config=config, **options)
 
     def save(self, directory: Path) -> None:
         self._tokenizer.save(str(directory / "tokenizer.json"))
-        for name, contents in self._files.items():
-            (directory / name).write_bytes(contents)
+        write_json(directory / _CONFIG, self._config)
 
     def _encode(self, texts: list[Text]) -> Flat:
         if self._lower_case:
