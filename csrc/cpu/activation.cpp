@@ -40,8 +40,7 @@ Tensor run_activation(const char* op, const Tensor& x, const Optional& bias,
   p.out = out.mutable_data_ptr();
   p.x_stride = x.stride(0);
   p.columns = columns;
-  torch::stable::parallel_for(0, rows, rows_per_task(columns),
-                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  parallel_rows(rows, columns, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
   return out;
 }
 

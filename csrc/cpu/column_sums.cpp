@@ -9,8 +9,7 @@ Tensor add_column_sums(const float* partials, int64_t blocks, int64_t stride, in
       float_kernel(dtype, "column_sum", "x", TAUT_KERNEL(column_sum_f32),
                    TAUT_KERNEL(column_sum_bf16), TAUT_KERNEL(column_sum_f16));
   const ColumnSumParams p{partials, blocks, stride, out.mutable_data_ptr()};
-  torch::stable::parallel_for(0, columns, rows_per_task(blocks),
-                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  parallel_rows(columns, blocks, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
   return out;
 }
 

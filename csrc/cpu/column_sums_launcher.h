@@ -11,8 +11,7 @@ inline int64_t sum_blocks(int64_t rows) { return (rows + kSumRows - 1) / kSumRow
 // body(scratch of `floats` floats, block) for every block of kSumRows rows, in parallel.
 template <class Body>
 inline void for_sum_blocks(int64_t rows, int64_t columns, int64_t floats, const Body& body) {
-  const int64_t grain = std::max<int64_t>(1, rows_per_task(columns) / kSumRows);
-  torch::stable::parallel_for(0, sum_blocks(rows), grain, [&](int64_t begin, int64_t end) {
+  parallel_rows(sum_blocks(rows), columns * kSumRows, [&](int64_t begin, int64_t end) {
     float* scratch = thread_scratch(floats);
     for (int64_t block = begin; block < end; ++block) body(scratch, block);
   });

@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> embed_layer_norm(
   p.rstd = floats_of(rstd);
   p.columns = columns;
   p.eps = static_cast<float>(eps);
-  torch::stable::parallel_for(0, rows, rows_per_task(columns), [&](int64_t begin, int64_t end) {
+  parallel_rows(rows, columns, [&](int64_t begin, int64_t end) {
     kernel(p, thread_scratch(columns), begin, end);
   });
   embed_variant.record();

@@ -49,9 +49,9 @@ void run_norm(const char* op, const Tensor& x, const Optional& residual, const O
   p.rms = mean == nullptr;
   NormRows* kernel = float_kernel(x.scalar_type(), op, "x", TAUT_KERNEL(norm_rows_f32),
                                   TAUT_KERNEL(norm_rows_bf16), TAUT_KERNEL(norm_rows_f16));
-  torch::stable::parallel_for(
-      0, x.size(0), rows_per_task(p.columns),
-      [&](int64_t begin, int64_t end) { kernel(p, thread_scratch(p.columns), begin, end); });
+  parallel_rows(x.size(0), p.columns, [&](int64_t begin, int64_t end) {
+    kernel(p, thread_scratch(p.columns), begin, end);
+  });
 }
 
 float* floats_of(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }

@@ -77,14 +77,14 @@ Packing pack_mask(const Tensor& attention_mask) {
   Tensor cu_seqlens = empty_cpu({batch + 1}, ScalarType::Int);
   int32_t* offsets = ints_of(cu_seqlens);
   CountKept* count = TAUT_KERNEL(count_kept);
-  torch::stable::parallel_for(0, batch, rows_per_task(length), [&](int64_t begin, int64_t end) {
+  parallel_rows(batch, length, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) offsets[i + 1] = static_cast<int32_t>(count(mask_row(i)));
   });
   Packing packing = packing_of_counts(std::move(cu_seqlens));
   int32_t* indices = ints_of(std::get<1>(packing));
   int32_t* positions = ints_of(std::get<2>(packing));
   WriteKept* write = TAUT_KERNEL(write_kept);
-  torch::stable::parallel_for(0, batch, rows_per_task(length), [&](int64_t begin, int64_t end) {
+  parallel_rows(batch, length, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       write(mask_row(i), i * length, indices + offsets[i], positions + offsets[i]);
   });
@@ -116,16 +116,15 @@ Packing pack_lengths(const Tensor& lengths, int64_t padded_length) {
   Packing packing = packing_of_counts(std::move(cu_seqlens));
   int32_t* indices = ints_of(std::get<1>(packing));
   int32_t* positions = ints_of(std::get<2>(packing));
-  torch::stable::parallel_for(
-      0, batch, rows_per_task(padded_length), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const int32_t first = static_cast<int32_t>(i * padded_length);
-          for (int32_t at = offsets[i], rank = 0; at < offsets[i + 1]; ++at, ++rank) {
-            indices[at] = first + rank;
-            positions[at] = rank;
-          }
-        }
-      });
+  parallel_rows(batch, padded_length, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int32_t first = static_cast<int32_t>(i * padded_length);
+      for (int32_t at = offsets[i], rank = 0; at < offsets[i + 1]; ++at, ++rank) {
+        indices[at] = first + rank;
+        positions[at] = rank;
+      }
+    }
+  });
   pack_lengths_variant.record();
   return packing;
 }
@@ -163,8 +162,8 @@ void run_move(MoveRows* kernel, const Tensor& from, const Tensor& to, const Tens
   p.to_stride = p.row_bytes;
   p.index_stride = indices.stride(0);
   p.wide_indices = indices.scalar_type() == ScalarType::Long;
-  torch::stable::parallel_for(0, indices.size(0), rows_per_task(p.row_bytes / 4),
-                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  parallel_rows(indices.size(0), p.row_bytes / 4,
+                [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
 Tensor gather_rows(const Tensor& x, const Tensor& indices) {

@@ -56,6 +56,18 @@ inline int64_t rows_per_task(int64_t columns) {
   return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns));
 }
 
+// body(begin, end) over all rows, in parallel where there are enough of them; a thread gets one run
+// of rows.
+template <class Body>
+inline void parallel_rows(int64_t rows, int64_t columns, const Body& body) {
+  const int64_t grain = rows_per_task(columns);
+  if (rows > grain) {
+    torch::stable::parallel_for(0, rows, grain, body);
+  } else if (rows > 0) {
+    body(0, rows);
+  }
+}
+
 // Runs body(task) for every task in [0, tasks), the next free thread taking the next task: for
 // tasks of unequal cost. Every task must write memory of its own.
 template <class Body>
