@@ -1,8 +1,8 @@
 // x W^T over a packed weight, with what follows a linear layer done before its sums leave the
 // cache: bias + activation, or bias + residual + LayerNorm.
 //
-// The whole of K is summed in registers, in an order that depends on K only: not on the row, the
-// number of rows, or the threads. So a row's result is the same in any batch.
+// An element's products are added in an order that depends on K only: not on the row, the number of
+// rows, or the threads. So a row's result is the same in any batch.
 #include "cpu/dense_gemm.h"
 
 #include "cpu/dense_gemm_vector.h"
