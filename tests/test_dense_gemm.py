@@ -1,7 +1,5 @@
 """Packed linear layers against their reference, on every instruction set."""
 
-import gc
-
 import pytest
 import torch
 from torch.nn import functional
@@ -21,11 +19,11 @@ SHAPES = (
     (2, 63, 2),
     (5, 64, 31),
     (6, 65, 32),
-    (7, 2, 33),
+    (130, 2, 33),
     (31, 384, 64),
     (33, 96, 100),
-    (130, 65, 384),
-    (130, 384, 65),
+    (7, 65, 384),
+    (130, 200, 65),
     (9, 70, 600),
 )
 
@@ -200,7 +198,6 @@ def test_every_element_is_written(isa, dtype):
     for _ in range(4):
         poison = [torch.full((33, 70), float("nan"), dtype=dtype) for _ in range(4)]
         del poison
-        gc.collect()
         assert taut.packed_linear(x, packed, bias, out_features=70).isfinite().all()
         assert taut.packed_linear_layer_norm(x, packed, bias, residual).isfinite().all()
 
