@@ -76,8 +76,9 @@ void check_packed(const Tensor& packed, int64_t channels, int64_t depth, ScalarT
   const bool fits = packed.dim() == 2 + step && packed.size(0) == divide_up(channels, kPanel) &&
                     packed.size(1) == divide_up(depth, step) && packed.size(2) == kPanel &&
                     (step == 1 || packed.size(3) == 2);
-  check(fits, op, "packed must be pack_weight of a (", channels, ", ", depth, ") weight, got ",
-        shape_of(packed));
+  if (!fits)
+    check(false, op, "packed must be pack_weight of a (", channels, ", ", depth, ") weight, got ",
+          shape_of(packed));
   check(packed.is_contiguous(), op, "packed must be contiguous");
 }
 
@@ -130,7 +131,8 @@ struct Launch {
 Launch prepare(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
                int64_t out_features, const char* op) {
   check_cpu(x, op, "x");
-  check(x.dim() == 2, op, "x must be (total_tokens, in_features), got ", shape_of(x));
+  if (x.dim() != 2)
+    check(false, op, "x must be (total_tokens, in_features), got ", shape_of(x));
   const ScalarType dtype = x.scalar_type();
   step_of(dtype, op, "x");
   const int64_t depth = x.size(1);
@@ -211,12 +213,11 @@ Tensor packed_linear_layer_norm(Tensor x, Tensor packed, std::optional<Tensor> b
                                 std::optional<Tensor> norm_bias, double eps) {
   const char* op = "packed_linear_layer_norm";
   check_cpu(residual, op, "residual");
-  check(residual.dim() == 2, op, "residual must be (total_tokens, out_features), got ",
-        shape_of(residual));
+  if (residual.dim() != 2 || x.dim() != 2 || residual.size(0) != x.size(0))
+    check(false, op, "residual must have a row for each row of x ", shape_of(x), ", got ",
+          shape_of(residual));
   const int64_t columns = residual.size(1);
   Launch launch = prepare(x, packed, bias, columns, op);
-  check(residual.size(0) == launch.rows, op, "residual must have as many rows as x, ", launch.rows,
-        ", got ", shape_of(residual));
   check(residual.scalar_type() == launch.dtype, op, "residual must have the dtype of x");
   check(residual.stride(1) == 1 || columns == 1, op, "residual must have contiguous rows");
   if (weight) check_vector(*weight, columns, launch.dtype, op, "weight");

@@ -1,12 +1,12 @@
 // x W^T over a packed weight, with what follows a linear layer done before its sums leave the
 // cache: bias + activation, or bias + residual + LayerNorm.
 //
-// The whole of K is summed in registers, in an order that depends on K only: not on the row, the
-// number of rows, or the threads. So a row's result is the same in any batch.
+// An element's products are added in an order that depends on K only: not on the row, the number of
+// rows, or the threads. So a row's result is the same in any batch.
 #include "cpu/dense_gemm.h"
 
 #include "cpu/dense_gemm_vector.h"
-#include "cpu/isa/vec.h"
+#include "cpu/isa/columns.h"
 #if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
 #include "cpu/dense_gemm_tiles.h"
 #define TAUT_MULTIPLY_BF16 multiply_by_tiles
@@ -17,22 +17,6 @@
 namespace taut {
 namespace TAUT_ISA {
 namespace {
-
-template <class Body>
-inline void for_columns(int64_t columns, const Body& body) {
-  int64_t c = 0;
-  for (; c + Vec::kWidth <= columns; c += Vec::kWidth) body(c, Vec::kWidth);
-  if (c < columns) body(c, static_cast<int>(columns - c));
-}
-
-template <class T>
-inline Vec load(const T* p, int n) {
-  return n == Vec::kWidth ? Vec::load(p) : Vec::load(p, n);
-}
-template <class T>
-inline void store(Vec v, T* p, int n) {
-  n == Vec::kWidth ? v.store(p) : v.store(p, n);
-}
 
 template <class Finish>
 inline void multiply(const GemmParams& p, const GemmBlock& block, const float*, const Finish& f) {
@@ -50,6 +34,11 @@ inline Vec bias_of(const GemmParams& p, int64_t channel, int n) {
   return p.bias_is_f32 ? load(static_cast<const float*>(p.bias) + channel, n)
                        : load(static_cast<const T*>(p.bias) + channel, n);
 }
+
+template <class T>
+struct GeluFor : Gelu {};
+template <>
+struct GeluFor<bf16> : GeluForBf16 {};
 
 template <class Function, class T>
 void linear(const GemmParams& p, const GemmBlock& block) {
@@ -70,7 +59,7 @@ void linear(const GemmParams& p, const GemmBlock& block) {
   switch (p.activation) {
     case Activation::none: return linear<Identity, T>(p, block);
     case Activation::relu: return linear<Relu, T>(p, block);
-    case Activation::gelu: return linear<Gelu, T>(p, block);
+    case Activation::gelu: return linear<GeluFor<T>, T>(p, block);
     case Activation::gelu_tanh: return linear<GeluTanh, T>(p, block);
     case Activation::silu: return linear<Silu, T>(p, block);
     case Activation::tanh: return linear<Tanh, T>(p, block);
@@ -95,6 +84,18 @@ void sums_with_residual(const GemmParams& p, const GemmBlock& block, float* out)
   });
 }
 
+// The sum of term(c, n) over the columns of a row; four sums side by side, added in a fixed order,
+// so that an addition does not wait for the one before it.
+template <class Term>
+inline float sum_over(int64_t columns, const Term& term) {
+  Vec part[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+  int64_t c = 0;
+  for (; c + 4 * Vec::kWidth <= columns; c += 4 * Vec::kWidth)
+    for (int i = 0; i < 4; ++i) part[i] = part[i] + term(c + i * Vec::kWidth, Vec::kWidth);
+  for_columns(columns - c, [&](int64_t rest, int n) { part[0] = part[0] + term(c + rest, n); });
+  return reduce_add((part[0] + part[1]) + (part[2] + part[3]));
+}
+
 template <class T>
 void norm(const GemmParams& p, int64_t begin, int64_t end, const float* sums) {
   const int64_t columns = p.out_features;
@@ -103,19 +104,17 @@ void norm(const GemmParams& p, int64_t begin, int64_t end, const float* sums) {
   const T* norm_bias = static_cast<const T*>(p.norm_bias);
   for (int64_t r = begin; r < end; ++r, sums += p.sums_stride()) {
     T* out = static_cast<T*>(p.out) + r * columns;
-    Vec total = Vec::zero();
-    for_columns(columns, [&](int64_t c, int n) { total = total + load(sums + c, n); });
-    const float mean = reduce_add(total) * inverse;
+    const float mean = inverse * sum_over(columns, [&](int64_t c, int n) {
+      return load(sums + c, n);
+    });
     float means[Vec::kWidth];
     Vec::set(mean).store(means);
-    Vec squares = Vec::zero();
-    for_columns(columns, [&](int64_t c, int n) {
+    const float variance = inverse * sum_over(columns, [&](int64_t c, int n) {
       // The mean is loaded with the same mask, so that lanes past the end stay 0.
       const Vec d = load(sums + c, n) - load(means, n);
-      squares = fma(d, d, squares);
+      return d * d;
     });
-    const Vec variance = Vec::set(reduce_add(squares) * inverse);
-    const Vec rstd = Vec::set(1.0f) / sqrt(variance + Vec::set(p.eps));
+    const Vec rstd = Vec::set(1.0f) / sqrt(Vec::set(variance + p.eps));
     for_columns(columns, [&](int64_t c, int n) {
       Vec v = (load(sums + c, n) - Vec::set(mean)) * rstd;
       if (weight) v = v * load(weight + c, n);

@@ -1,8 +1,8 @@
 // The matrix product of packed linear layers by vector instructions.
 //
-// A tile is kTileRows rows x kTileVectors vectors of channels, held in registers over the whole
-// of K: AVX-512 has 32 registers: 6 x 4 sums, 4 of the weight, 1 of x. Each k-step loads the 4
-// and broadcasts 6 values of x, 10 loads for 24 multiply-adds. AVX2 and SSE2 have 16.
+// A tile is kTileRows rows x kTileVectors vectors of channels, summed in registers. AVX-512 has 32:
+// 6 x 4 sums, 4 of the weight, 1 of x. Each k-step loads the 4 and broadcasts 6 values of x, 10
+// loads for 24 multiply-adds. AVX2 and SSE2 have 16.
 #pragma once
 #include "cpu/dense_gemm.h"
 #include "cpu/isa/vec.h"
@@ -79,30 +79,42 @@ inline void k_step(Vec (&sums)[Rows][kTileVectors], const bf16* x, int64_t x_str
 #endif
 }
 
-// sums (Rows, kPanel) = Rows rows of x times one panel.
+// fp32 products are summed in runs of so many k, and the runs' sums added up: one run over K = 3072
+// has three times the rounding error. bf16 results are rounded far more coarsely than that.
+template <class T>
+constexpr int64_t kRun = sizeof(T) == 4 ? 256 : INT64_MAX;
+
+// out (Rows, kPanel) = Rows rows of x times one panel.
 template <int Rows, class T>
 void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_features, float* out) {
   constexpr int64_t kTileColumns = kTileVectors * Vec::kWidth;
   for (int64_t column = 0; column < kPanel; column += kTileColumns) {
-    Vec sums[Rows][kTileVectors];
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Vec::zero();
     const T* weights = panel + column * kStep<T>;
     int64_t k = 0;
-    for (; k + kStep<T> <= in_features; k += kStep<T>, weights += kPanel * kStep<T>)
-      k_step(sums, x + k, x_stride, weights);
-    if (k < in_features) {  // the last k of an odd number has no partner: pair it with zero
-      T last[Rows][2] = {};
-      for (int r = 0; r < Rows; ++r) last[r][0] = x[r * x_stride + k];
-      k_step(sums, last[0], 2, weights);
-    }
+    do {
+      const int64_t end = in_features - k > kRun<T> ? k + kRun<T> : in_features;
+      const bool first = k == 0;
+      Vec sums[Rows][kTileVectors];
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r)
+      for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < kTileVectors; ++v)
-        sums[r][v].store(out + r * kPanel + column + v * Vec::kWidth);
+        for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Vec::zero();
+      for (; k + kStep<T> <= end; k += kStep<T>, weights += kPanel * kStep<T>)
+        k_step(sums, x + k, x_stride, weights);
+      if (k < end) {  // the last k of an odd number has no partner: pair it with zero
+        T last[Rows][2] = {};
+        for (int r = 0; r < Rows; ++r) last[r][0] = x[r * x_stride + k];
+        k_step(sums, last[0], 2, weights);
+      }
+      k = end;
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < kTileVectors; ++v) {
+          float* place = out + r * kPanel + column + v * Vec::kWidth;
+          (first ? sums[r][v] : sums[r][v] + Vec::load(place)).store(place);
+        }
+    } while (k < in_features);
   }
 }
 

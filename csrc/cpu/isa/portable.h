@@ -69,6 +69,7 @@ inline Vec round(Vec a) { return map(a, [](float x) { return (x + 12582912.0f) -
 inline Vec pow2(Vec a) {
   return map(a, [](float x) { return as_float(static_cast<uint32_t>(static_cast<int>(x) + 127) << 23); });
 }
+inline Vec scale(Vec a, Vec power) { return a * pow2(power); }
 inline Mask operator<(Vec a, Vec b) {
   Mask m;
   for (int i = 0; i < Vec::kWidth; ++i) m.lane[i] = a.lane[i] < b.lane[i];

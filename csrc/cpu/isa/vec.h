@@ -10,6 +10,7 @@
 //   a < b -> Mask; select(mask, a, b) = mask ? a : b
 //   reduce_add(v), reduce_max(v)     in a fixed order
 //   pow2(v)                          2^v for integral v in [-126, 127]
+//   scale(a, v)                      a * pow2(v)
 //
 // Pairs: kWidth pairs of neighbouring bf16, as a packed weight holds them.
 //
