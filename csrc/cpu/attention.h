@@ -64,4 +64,46 @@ TAUT_DECLARE_KERNEL(attention_f32, AttentionKernel)
 TAUT_DECLARE_KERNEL(attention_bf16, AttentionKernel)
 TAUT_DECLARE_KERNEL(attention_f16, AttentionKernel)
 
+// A gradient to write: like AttentionInput, without a bias.
+struct AttentionGradient {
+  void* data;
+  int64_t token_stride, head_stride;
+};
+
+struct AttentionBackwardParams {
+  AttentionParams forward;  // its out and logsumexp are not used
+  AttentionInput out, grad_out;
+  const float* logsumexp;
+  AttentionGradient dq, dk, dv;
+  // Null, or the sums of the scores' gradients along each diagonal, from which those of the biases
+  // follow: of head h and sequence b at [h * diagonals_stride + cu_seqlens_q[b] + cu_seqlens_k[b]],
+  // entry i - j + len_k - 1 of query i and key j.
+  float* diagonals;
+  int64_t diagonals_stride;
+};
+
+constexpr int64_t attention_backward_scratch_bytes(int64_t head_dim, int64_t heads_per_kv,
+                                                   int64_t longest_queries) {
+  const int64_t columns = (head_dim + 31) / 32 * 32;
+  const int64_t rows = heads_per_kv * ((longest_queries + 31) / 32 * 32);
+  const int64_t floats = columns * (4 * kAttentionKeys + 4 * 32 + rows)  // k v dk dv, q do, dq
+                         + rows                                          // delta
+                         + (4 * 32 + 1) * kAttentionKeys + 3 * 32;       // scores, distances
+  return 4 * floats + 1024;
+}
+
+// One task is a sequence and a head of k and v.
+using AttentionBackwardKernel = void(const AttentionBackwardParams&, int64_t sequence,
+                                     int64_t head_kv, void* scratch);
+TAUT_DECLARE_KERNEL(attention_backward_f32, AttentionBackwardKernel)
+TAUT_DECLARE_KERNEL(attention_backward_bf16, AttentionBackwardKernel)
+TAUT_DECLARE_KERNEL(attention_backward_f16, AttentionBackwardKernel)
+
+// out[c] = sum over rows of x[row * stride + c], for c in [begin, end); summed in fp32.
+using ColumnSums = void(const void* x, int64_t rows, int64_t stride, int64_t begin, int64_t end,
+                        void* out);
+TAUT_DECLARE_KERNEL(attention_column_sums_f32, ColumnSums)
+TAUT_DECLARE_KERNEL(attention_column_sums_bf16, ColumnSums)
+TAUT_DECLARE_KERNEL(attention_column_sums_f16, ColumnSums)
+
 }  // namespace taut
