@@ -121,10 +121,10 @@ def minilm():
     return taut.Encoder.from_pretrained(MINILM)
 
 
-def embed_with_transformers(texts, dtype=torch.float32):
+def embed_with_transformers(texts):
     """all-MiniLM-L6-v2 as its model card says: 256 tokens, mean of tokens, length 1."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(MINILM)
-    model = transformers.AutoModel.from_pretrained(MINILM, dtype=dtype).eval()
+    model = transformers.AutoModel.from_pretrained(MINILM).eval()
     rows = []
     for text in texts:
         inputs = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
@@ -142,12 +142,7 @@ def test_minilm_matches_transformers(minilm):
 def test_minilm_in_bf16_matches_fp32(minilm):
     half = taut.Encoder.from_pretrained(MINILM, dtype=torch.bfloat16).encode(TEXTS)
     assert half.dtype == torch.float32
-    cosine = torch.cosine_similarity(half, minilm.encode(TEXTS))
-    plain = torch.cosine_similarity(
-        embed_with_transformers(TEXTS, torch.bfloat16), minilm.encode(TEXTS)
-    )
-    print(cosine, plain)
-    assert cosine.min() >= min(0.9999, plain.min())
+    assert torch.cosine_similarity(half, minilm.encode(TEXTS)).min() >= 0.9999
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
