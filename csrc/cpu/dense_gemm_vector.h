@@ -90,15 +90,15 @@ void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_feat
   constexpr int64_t kTileColumns = kTileVectors * Vec::kWidth;
   for (int64_t column = 0; column < kPanel; column += kTileColumns) {
     const T* weights = panel + column * kStep<T>;
-    int64_t k = 0;
-    do {
-      const int64_t end = in_features - k > kRun<T> ? k + kRun<T> : in_features;
-      const bool first = k == 0;
+    int64_t end = 0;
+    for (int64_t begin = 0; begin < in_features; begin = end) {
+      end = in_features - begin > kRun<T> ? begin + kRun<T> : in_features;
       Vec sums[Rows][kTileVectors];
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Vec::zero();
+      int64_t k = begin;
       for (; k + kStep<T> <= end; k += kStep<T>, weights += kPanel * kStep<T>)
         k_step(sums, x + k, x_stride, weights);
       if (k < end) {  // the last k of an odd number has no partner: pair it with zero
@@ -106,15 +106,14 @@ void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_feat
         for (int r = 0; r < Rows; ++r) last[r][0] = x[r * x_stride + k];
         k_step(sums, last[0], 2, weights);
       }
-      k = end;
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < kTileVectors; ++v) {
           float* place = out + r * kPanel + column + v * Vec::kWidth;
-          (first ? sums[r][v] : sums[r][v] + Vec::load(place)).store(place);
+          (begin ? Vec::load(place) + sums[r][v] : sums[r][v]).store(place);
         }
-    } while (k < in_features);
+    }
   }
 }
 
