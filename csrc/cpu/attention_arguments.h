@@ -110,7 +110,7 @@ inline AttentionInput attention_input(const Tensor& t, int64_t head_dim, ScalarT
   check(t.dim() == 3 && t.size(2) == head_dim, op, name, " must be (tokens, heads, ", head_dim,
         "), got ", shape_of(t));
   check(t.scalar_type() == dtype, op, name, " must have the dtype of q");
-  check(t.stride(2) == 1, op, name, " must have contiguous channels");
+  check(t.stride(2) == 1 || t.numel() == 0, op, name, " must have contiguous channels");
   return {t.const_data_ptr(), nullptr, t.stride(0), t.stride(1)};
 }
 
@@ -147,7 +147,7 @@ inline void set_packed_attention_inputs(AttentionParams& p, const Tensor& qkv, c
   p.heads = p.heads_kv = qkv.size(2);
   p.head_dim = qkv.size(3);
   check_head_dim(p.head_dim, op, "qkv");
-  check(qkv.stride(3) == 1, op, "qkv must have contiguous channels");
+  check(qkv.stride(3) == 1 || qkv.numel() == 0, op, "qkv must have contiguous channels");
   const char* bias_data = nullptr;
   if (bias) {
     check_cpu(*bias, op, "bias");
