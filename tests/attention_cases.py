@@ -109,9 +109,9 @@ def qkvpacked_case(dtype, with_bias):
 
 
 @functools.cache
-def forward_case(option, dtype, head_dim=32, heads_kv=HEADS, cross=False):
-    lengths_k = (*LENGTHS[3:], 40, 0, 3) if cross else LENGTHS
-    return _case(option, dtype, LENGTHS, lengths_k, heads_kv, head_dim)
+def forward_case(option, dtype, head_dim=32, heads_kv=HEADS, cross=False, lengths=LENGTHS):
+    lengths_k = (*lengths[3:], 40, 0, 3) if cross else lengths
+    return _case(option, dtype, lengths, lengths_k, heads_kv, head_dim)
 
 
 @functools.cache

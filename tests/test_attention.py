@@ -47,7 +47,7 @@ def test_options(isa, option, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", (16, 24, 40, 64, 128, 256))
 def test_head_dims(isa, head_dim, dtype):
-    assert_forward(isa, forward_case("none", dtype, head_dim), {})
+    assert_forward(isa, forward_case("none", dtype, head_dim, lengths=(0, 1, 33, 65, 7)), {})
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -145,6 +145,17 @@ def test_large_scores_neither_overflow_nor_lose_the_maximum(isa):
     out = taut.varlen_attention(q, q, q, cu)
     exact, _ = reference.varlen_attention(*[q.double()] * 3, cu, cu, *arguments({}, 16))
     assert_close_by_comparison(out, plain_attention(q, q, q, cu, cu, *arguments({}, 16)), exact)
+
+
+def test_offsets_beyond_2_to_31(isa):
+    """Tokens 2^30 elements apart; the pages between them are never touched."""
+    storage = torch.empty((2 << 30) + 16, dtype=torch.bfloat16)
+    far = storage.as_strided((3, 1, 16), (1 << 30, 16, 1))
+    near = torch.randn(3, 1, 16).bfloat16()
+    far.copy_(near)
+    cu = cu_seqlens_of((3,))
+    want = taut.varlen_attention(near, near, near, cu)
+    assert torch.equal(taut.varlen_attention(far, far, far, cu), want)
 
 
 @pytest.mark.parametrize("lengths", ((), (0, 0)))

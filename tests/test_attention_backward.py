@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import taut
-from attention_cases import DTYPES, HEADS, LENGTHS, OPTIONS, arguments, random_qkv
+from attention_cases import DTYPES, HEADS, LENGTHS, OPTIONS, arguments, plain_attention, random_qkv
 from helpers import assert_close_by_comparison, cu_seqlens_of
 from taut._native import last_variant
 from taut.reference import attention as reference
@@ -56,83 +56,109 @@ def leaves(*tensors):
 
 @functools.cache
 def gradient_case(option, dtype, head_dim=24, heads_kv=1, lengths=LENGTHS):
-    """Inputs, then what the reference gives at `dtype` and in fp64 for q, k, v and the biases."""
+    """q, k, v, their gradients' seed, cu_seqlens, then the gradients of plain torch at `dtype` and
+    of the reference in fp64, which also gives those of the biases."""
     q, k, v = random_qkv(lengths, lengths, HEADS, heads_kv, head_dim, dtype)
     grad, cu = torch.randn_like(q), cu_seqlens_of(lengths)
-
-    def by_reference(*tensors):
-        options = list(arguments(OPTIONS[option], head_dim))
-        options[1:3] = (None if t is None else t.to(tensors[0].dtype) for t in options[1:3])
-        # The rounding of every step is what the kernel's error is held against.
-        found = reference.varlen_attention(*tensors[:3], cu, cu, *options)
-        return reference.varlen_attention_backward(
-            tensors[3], *tensors[:3], *found, cu, cu, *options
-        )
-
-    exact = by_reference(*(t.double() for t in (q, k, v, grad)))
-    return q, k, v, grad, cu, exact
+    options = arguments(OPTIONS[option], head_dim)
+    tensors = leaves(q, k, v)
+    plain_attention(*tensors, cu, cu, *options).backward(grad)
+    wide = [t.double() for t in (q, k, v)]
+    found = reference.varlen_attention(*wide, cu, cu, *options)
+    exact = reference.varlen_attention_backward(grad.double(), *wide, *found, cu, cu, *options)
+    return q, k, v, grad, cu, [t.grad for t in tensors], exact
 
 
-def assert_gradient(actual, exact, dtype):
-    """The kernel's fp32 arithmetic, rounded once to `dtype`: 4 ulp of the largest value, and as
-    much again for sums over many tokens."""
-    rounded = exact.to(dtype)
-    assert_close_by_comparison(actual, rounded, exact, slack=16.0 if dtype.itemsize == 4 else 4.0)
+def assert_gradients(tensors, plain, exact):
+    # The kernels add up to 400 fp32 terms in order, plain torch in blocks: a few ulp more.
+    for t, at_dtype, want in zip(tensors, plain, exact, strict=False):
+        slack = 16.0 if t.dtype == torch.float32 else 4.0
+        assert_close_by_comparison(t.grad, at_dtype, want, slack=slack)
+
+
+def assert_bias_gradient(bias, exact, q, typical):
+    """Sums whose terms carry the rounding of q's dtype and largely cancel: `typical` is the size of
+    the terms."""
+    assert bias.grad.dtype == torch.float32 and bias.grad.shape == exact.shape
+    error = (bias.grad - exact).abs().max().item()
+    assert error <= 4 * torch.finfo(q.dtype).eps * typical, (error, typical)
+
+
+@functools.cache
+def bias_terms(option, dtype, lengths):
+    """How large the terms of the biases' gradients are, (alibi_slopes, relative_bias): the largest
+    sums over heads of |gradient of the scores at a distance|, with and without * |distance|."""
+    q, k, v, grad, cu, _, _ = gradient_case(option, dtype, lengths=lengths)
+    longest = max(lengths)
+    options = list(arguments(OPTIONS[option], q.shape[2]))
+    wide = [t.double() for t in (q, k, v)]
+    found = reference.varlen_attention(*wide, cu, cu, *options)
+    options[2] = torch.zeros(HEADS, 2 * longest + 1, dtype=torch.float64)
+    at_distance = reference.varlen_attention_backward(
+        grad.double(), *wide, *found, cu, cu, *options
+    )[4].abs()
+    distance = (torch.arange(2 * longest + 1) - longest).abs()
+    return (at_distance * distance).sum(1).max().item(), at_distance.sum(1).max().item()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options(isa, option, dtype):
     lengths = LENGTHS if option == "alibi_per_sequence" else (0, 1, 33, 65, 20)
-    q, k, v, grad, cu, exact = gradient_case(option, dtype, lengths=lengths)
+    q, k, v, grad, cu, plain, exact = gradient_case(option, dtype, lengths=lengths)
     slopes, relative = (OPTIONS[option].get(name) for name in ("alibi_slopes", "relative_bias"))
-    q, k, v, slopes, relative = given = leaves(q, k, v, slopes, relative)
+    *given, slopes, relative = leaves(q, k, v, slopes, relative)
     biases = {"alibi_slopes": slopes, "relative_bias": relative}
-    out = taut.varlen_attention(q, k, v, cu, **{**OPTIONS[option], **biases})
+    out = taut.varlen_attention(*given, cu, **{**OPTIONS[option], **biases})
     out.backward(grad)
     assert last_variant("varlen_attention_backward") == isa
-    for t, want in zip(given, exact, strict=True):
-        if t is not None:
-            assert_gradient(t.grad, want, t.dtype)
+    assert_gradients(given, plain, exact)
+    for bias, want, typical in zip(
+        (slopes, relative), exact[3:], bias_terms(option, dtype, lengths), strict=True
+    ):
+        if bias is not None:
+            assert_bias_gradient(bias, want, q, typical)
 
 
 @pytest.mark.parametrize("head_dim, heads_kv", ((16, 2), (64, 1), (256, 2)))
 def test_head_dims(isa, head_dim, heads_kv):
-    q, k, v, grad, cu, exact = gradient_case("none", torch.float32, head_dim, heads_kv, (300, 40))
-    q, k, v = leaves(q, k, v)
-    taut.varlen_attention(q, k, v, cu).backward(grad)
-    for t, want in zip((q, k, v), exact, strict=False):
-        assert_gradient(t.grad, want, t.dtype)
+    q, k, v, grad, cu, plain, exact = gradient_case(
+        "none", torch.float32, head_dim, heads_kv, (300, 40)
+    )
+    given = leaves(q, k, v)
+    taut.varlen_attention(*given, cu).backward(grad)
+    assert_gradients(given, plain, exact)
 
 
 @pytest.mark.parametrize("option", ("window", "clip", "all"))
 def test_lengths_around_blocks_of_keys(isa, option):
-    q, k, v, grad, cu, exact = gradient_case(option, torch.float32, lengths=(255, 256, 257, 600))
-    q, k, v = leaves(q, k, v)
-    taut.varlen_attention(q, k, v, cu, **OPTIONS[option]).backward(grad)
-    for t, want in zip((q, k, v), exact, strict=False):
-        assert_gradient(t.grad, want, t.dtype)
+    q, k, v, grad, cu, plain, exact = gradient_case(
+        option, torch.float32, lengths=(255, 256, 257, 600)
+    )
+    given = leaves(q, k, v)
+    taut.varlen_attention(*given, cu, **OPTIONS[option]).backward(grad)
+    assert_gradients(given, plain, exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_qkvpacked(isa, dtype):
     lengths = (5, 0, 70, 1)
     qkv = torch.randn(sum(lengths) + 2, 3, HEADS, 24).to(dtype)
-    bias, slopes = torch.randn(3, HEADS, 24).to(dtype), torch.tensor([0.3, 0.01])
-    cu, options = cu_seqlens_of(lengths), arguments({"alibi_slopes": slopes.double()}, 24)
-    qkv, bias, slopes = leaves(qkv, bias, slopes)
-    out = taut.varlen_attention_qkvpacked(qkv, cu, bias=bias, alibi_slopes=slopes)
+    bias = torch.randn(3, HEADS, 24).to(dtype)
+    cu, options = cu_seqlens_of(lengths), arguments({"causal": True}, 24)
+    qkv, bias, plain_qkv, plain_bias = leaves(qkv, bias, qkv, bias)
+    out = taut.varlen_attention_qkvpacked(qkv, cu, bias=bias, causal=True)
     grad = torch.randn_like(out)
     out.backward(grad)
     assert last_variant("varlen_attention_qkvpacked_backward") == isa
+    plain_attention(*(plain_qkv + plain_bias).unbind(1), cu, cu, *options).backward(grad)
     with torch.no_grad():
         wide = qkv.double(), bias.double(), cu
         found = reference.varlen_attention_qkvpacked(*wide, *options)
         exact = reference.varlen_attention_qkvpacked_backward(
             grad.double(), *wide[:2], *found, cu, *options
         )
-    for t, want in zip((qkv, bias, slopes), exact, strict=False):
-        assert_gradient(t.grad, want, t.dtype)
+    assert_gradients((qkv, bias), (plain_qkv.grad, plain_bias.grad), exact)
     assert (qkv.grad[sum(lengths) :] == 0).all()
 
 

@@ -15,15 +15,15 @@ namespace TAUT_ISA {
 namespace {
 
 // The three ways to multiply. Element: how K and Q are kept; kUnit: elements per 32-bit unit;
-// kKeyStep: the keys that one step of the second product covers.
+// kKeyRows and kKeyStep: what the first and the second product round the number of keys up to.
 struct Floats {
   using Element = float;
-  static constexpr int64_t kUnit = 1, kKeyStep = 1;
+  static constexpr int64_t kUnit = 1, kKeyRows = kTileRows, kKeyStep = 1;
   static constexpr bool kPairs = false;
 
   template <int kVecs>
-  static void scores(const Element* k, int64_t units, int64_t head_dim, const float* q, int64_t keys,
-                     float* s) {
+  static void scores(const Element* k, int64_t units, int64_t head_dim, const float* q,
+                     int64_t keys, float* s) {
     product<FloatDot, kVecs, false>(k, units, q, kLanes, keys, head_dim, s, kLanes, nullptr);
   }
   template <class T>
@@ -42,13 +42,13 @@ struct Floats {
 #if defined(TAUT_BF16_DOT)
 struct Pairs {
   using Element = bf16;
-  static constexpr int64_t kUnit = 2, kKeyStep = 2;
+  static constexpr int64_t kUnit = 2, kKeyRows = kTileRows, kKeyStep = 2;
   static constexpr bool kPairs = true;
   static Vec pair(Vec low, Vec high) { return to_pairs(low, high); }
 
   template <int kVecs>
-  static void scores(const Element* k, int64_t units, int64_t head_dim, const float* q, int64_t keys,
-                     float* s) {
+  static void scores(const Element* k, int64_t units, int64_t head_dim, const float* q,
+                     int64_t keys, float* s) {
     product<PairDot, kVecs, false>(reinterpret_cast<const float*>(k), units, q, kLanes, keys,
                                    head_dim / 2, s, kLanes, nullptr);
   }
@@ -73,7 +73,7 @@ using Bf16Path = Floats;
 // V is kept transposed, [channel][key pair]: AMX reads its first operand by rows.
 struct Tiles {
   using Element = bf16;
-  static constexpr int64_t kUnit = 2, kKeyStep = 32;
+  static constexpr int64_t kUnit = 2, kKeyRows = 16, kKeyStep = 32;
   static constexpr bool kPairs = true;
   static Vec pair(Vec low, Vec high) { return to_pairs(low, high); }
   static constexpr int64_t kValueStride = kAttentionKeys / 2;
@@ -81,8 +81,8 @@ struct Tiles {
   template <int kVecs>
   static void scores(const Element* k, int64_t units, int64_t, const float* q, int64_t keys,
                      float* s) {
-    amx_product<kVecs>(reinterpret_cast<const float*>(k), units, q, kLanes, round_up(keys, 16),
-                       units, s, kLanes, false);
+    amx_product<kVecs>(reinterpret_cast<const float*>(k), units, q, kLanes,
+                       round_up(keys, kKeyRows), units, s, kLanes, false);
   }
   template <class T>
   static void pack_values(const Head<T>& v, int64_t first, int64_t keys, int64_t head_dim,
@@ -168,7 +168,7 @@ class Forward {
          block_ += kAttentionKeys) {
       const int64_t left = keys_ - block_;
       block_keys_ = left < kAttentionKeys ? left : kAttentionKeys;
-      pack_rows(key_, block_, block_keys_, round_up(block_keys_, 32), p_.head_dim,
+      pack_rows(key_, block_, block_keys_, round_up(block_keys_, Path::kKeyRows), p_.head_dim,
                 units_ * Path::kUnit, k_);
       if (!only_sums)
         Path::pack_values(value_, block_, block_keys_, p_.head_dim, columns_, pairs_, v_);

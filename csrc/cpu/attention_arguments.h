@@ -46,7 +46,8 @@ struct AttentionOptions {
   int64_t dropout_seed;
 };
 
-inline void set_attention_options(AttentionParams& p, const AttentionOptions& o, int64_t batch, const char* op) {
+inline void set_attention_options(AttentionParams& p, const AttentionOptions& o, int64_t batch,
+                                  const char* op) {
   check(o.softmax_scale > 0 && std::isfinite(o.softmax_scale), op,
         "softmax_scale must be positive, got ", o.softmax_scale);
   check(o.softcap >= 0 && std::isfinite(o.softcap), op, "softcap must be at least 0, got ",
@@ -104,19 +105,20 @@ inline void check_head_dim(int64_t head_dim, const char* op, const char* name) {
 }
 
 // `t` as (tokens, heads, head_dim) with any strides but the last.
-inline AttentionInput attention_input(const Tensor& t, int64_t head_dim, ScalarType dtype, const char* op,
-                        const char* name) {
+inline AttentionInput attention_input(const Tensor& t, int64_t head_dim, ScalarType dtype,
+                                      const char* op, const char* name) {
   check_cpu(t, op, name);
   check(t.dim() == 3 && t.size(2) == head_dim, op, name, " must be (tokens, heads, ", head_dim,
         "), got ", shape_of(t));
   check(t.scalar_type() == dtype, op, name, " must have the dtype of q");
-  check(t.stride(2) == 1, op, name, " must have contiguous channels");
+  check(t.stride(2) == 1 || t.numel() == 0, op, name, " must have contiguous channels");
   return {t.const_data_ptr(), nullptr, t.stride(0), t.stride(1)};
 }
 
 // Checks q, k, v and fills in what describes them.
-inline void set_attention_inputs(AttentionParams& p, const Tensor& q, const Tensor& k, const Tensor& v,
-                const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, const char* op) {
+inline void set_attention_inputs(AttentionParams& p, const Tensor& q, const Tensor& k,
+                                 const Tensor& v, const Tensor& cu_seqlens_q,
+                                 const Tensor& cu_seqlens_k, const char* op) {
   check(q.dim() == 3, op, "q must be (total_q, heads, head_dim), got ", shape_of(q));
   p.total_q = q.size(0);
   p.heads = q.size(1);
@@ -138,8 +140,9 @@ inline void set_attention_inputs(AttentionParams& p, const Tensor& q, const Tens
   p.cu_seqlens_k = cu_seqlens_k.const_data_ptr<int32_t>();
 }
 
-inline void set_packed_attention_inputs(AttentionParams& p, const Tensor& qkv, const std::optional<Tensor>& bias,
-                       const Tensor& cu_seqlens, const char* op) {
+inline void set_packed_attention_inputs(AttentionParams& p, const Tensor& qkv,
+                                        const std::optional<Tensor>& bias,
+                                        const Tensor& cu_seqlens, const char* op) {
   check_cpu(qkv, op, "qkv");
   check(qkv.dim() == 4 && qkv.size(1) == 3, op, "qkv must be (total, 3, heads, head_dim), got ",
         shape_of(qkv));
@@ -147,15 +150,15 @@ inline void set_packed_attention_inputs(AttentionParams& p, const Tensor& qkv, c
   p.heads = p.heads_kv = qkv.size(2);
   p.head_dim = qkv.size(3);
   check_head_dim(p.head_dim, op, "qkv");
-  check(qkv.stride(3) == 1, op, "qkv must have contiguous channels");
+  check(qkv.stride(3) == 1 || qkv.numel() == 0, op, "qkv must have contiguous channels");
   const char* bias_data = nullptr;
   if (bias) {
     check_cpu(*bias, op, "bias");
     check(bias->dim() == 3 && bias->size(0) == 3 && bias->size(1) == p.heads &&
               bias->size(2) == p.head_dim && bias->is_contiguous() &&
               bias->scalar_type() == qkv.scalar_type(),
-          op, "bias must be contiguous (3, ", p.heads, ", ", p.head_dim, ") of the dtype of qkv, got ",
-          shape_of(*bias));
+          op, "bias must be contiguous (3, ", p.heads, ", ", p.head_dim,
+          ") of the dtype of qkv, got ", shape_of(*bias));
     bias_data = static_cast<const char*>(bias->const_data_ptr());
   }
   check_cu_seqlens(cu_seqlens, p.total_q, op, "cu_seqlens");

@@ -138,7 +138,7 @@ class Backward {
     clear(delta_ + g * rows_ + queries_, rows_ - queries_);
   }
 
-  // Fills p_t_, used_, d_t_ and, with softcap, slope_ for `keys` of the block and a block of queries.
+  // Fills p_t_, used_, d_t_ and, with softcap, slope_ for a block of queries and `keys`.
   void probabilities(int64_t g, int64_t row, KeyRange keys) {
     const int64_t head = head_of(g), rows = rows_at(row), count = keys.end - keys.begin;
     const Head<T> query(f_.q, head, token_q_, f_.head_dim);

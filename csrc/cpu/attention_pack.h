@@ -39,15 +39,25 @@ struct Head {
 
 // dst[row][column] as Element, zeros in the columns past head_dim and the rows past `rows`.
 template <class T, class Element>
-inline void pack_rows(const Head<T>& head, int64_t first, int64_t rows, int64_t padded_rows,
+inline void pack_rows(Head<T> head, int64_t first, int64_t rows, int64_t padded_rows,
                       int64_t head_dim, int64_t columns, Element* dst) {
+  const bool copy = sizeof(T) == sizeof(Element) && !head.bias;
+  const int64_t units = head_dim * static_cast<int64_t>(sizeof(Element)) / 4;
   for (int64_t r = 0; r < rows; ++r) {
     Element* row = dst + r * columns;
-    for (int64_t c = 0; c < head_dim; c += Vec::kWidth) {
-      const int n = vector_part(head_dim - c);
-      store_part(head.load(first + r, c, n), row + c, n);
+    if (copy) {  // as 32-bit units, whatever they hold
+      const float* from = reinterpret_cast<const float*>(head.data + (first + r) * head.stride);
+      float* to = reinterpret_cast<float*>(row);
+      for (int64_t c = 0; c < units; c += Vec::kWidth)
+        store_part(load_part(from + c, vector_part(units - c)), to + c, vector_part(units - c));
+    } else {
+      for (int64_t c = 0; c < head_dim; c += Vec::kWidth) {
+        const int n = vector_part(head_dim - c);
+        store_part(head.load(first + r, c, n), row + c, n);
+      }
     }
-    std::memset(row + head_dim, 0, static_cast<size_t>(columns - head_dim) * sizeof(Element));
+    if (columns > head_dim)
+      std::memset(row + head_dim, 0, static_cast<size_t>(columns - head_dim) * sizeof(Element));
   }
   std::memset(dst + rows * columns, 0,
               static_cast<size_t>((padded_rows - rows) * columns) * sizeof(Element));
@@ -56,7 +66,7 @@ inline void pack_rows(const Head<T>& head, int64_t first, int64_t rows, int64_t 
 #if defined(TAUT_BF16_DOT)
 // dst[row / 2][column] = the unit {row, row + 1}; `padded_rows` is even, rows past `rows` are 0.
 template <class T>
-inline void pack_row_pairs(const Head<T>& head, int64_t first, int64_t rows, int64_t padded_rows,
+inline void pack_row_pairs(Head<T> head, int64_t first, int64_t rows, int64_t padded_rows,
                            int64_t head_dim, int64_t columns, float* dst) {
   for (int64_t r = 0; r < padded_rows; r += 2)
     for (int64_t c = 0; c < columns; c += Vec::kWidth) {

@@ -47,9 +47,10 @@ inline void product_tile(const float* a, int64_t lda, const float* b, int64_t ld
                          float* c, int64_t ldc, const float* keep) {
   Vec sum[kTileRows][kVecs];
   for (int r = 0; r < kTileRows; ++r)
-    for (int v = 0; v < kVecs; ++v)
-      sum[r][v] = keep ? Vec::load(c + r * ldc + v * Vec::kWidth) * Vec::load(keep + v * Vec::kWidth)
-                       : Vec::zero();
+    for (int v = 0; v < kVecs; ++v) {
+      const int64_t lane = v * Vec::kWidth;
+      sum[r][v] = keep ? Vec::load(c + r * ldc + lane) * Vec::load(keep + lane) : Vec::zero();
+    }
   for (int64_t i = 0; i < k; ++i) {
     Vec row[kVecs];
     for (int v = 0; v < kVecs; ++v) row[v] = Vec::load(b + i * ldb + v * Vec::kWidth);
