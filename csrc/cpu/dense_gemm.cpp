@@ -18,8 +18,8 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // k per step of a panel: one fp32 or a pair of bf16, 4 bytes either way.
 int64_t step_of(ScalarType dtype, const char* op, const char* name) {
-  const bool known = dtype == ScalarType::Float || dtype == ScalarType::BFloat16;
-  check(known, op, name, " must be float32 or bfloat16");
+  if (dtype != ScalarType::Float && dtype != ScalarType::BFloat16)
+    check(false, op, name, " must be float32 or bfloat16, got ", dtype_name(dtype));
   return dtype == ScalarType::Float ? 1 : 2;
 }
 
@@ -70,7 +70,7 @@ void check_packed(const Tensor& packed, int64_t channels, int64_t depth, ScalarT
                   const char* op) {
   const int64_t step = step_of(dtype, op, "packed");
   check_cpu(packed, op, "packed");
-  check(packed.scalar_type() == dtype, op, "packed must have the dtype of x");
+  check_dtype(packed, dtype, op, "packed");
   check(channels > 0 && depth > 0, op, "out_features and in_features must be at least 1, got ",
         channels, " and ", depth);
   const bool fits = packed.dim() == 2 + step && packed.size(0) == divide_up(channels, kPanel) &&
@@ -212,14 +212,11 @@ Tensor packed_linear_layer_norm(Tensor x, Tensor packed, std::optional<Tensor> b
                                 Tensor residual, std::optional<Tensor> weight,
                                 std::optional<Tensor> norm_bias, double eps) {
   const char* op = "packed_linear_layer_norm";
-  check_cpu(residual, op, "residual");
-  if (residual.dim() != 2 || x.dim() != 2 || residual.size(0) != x.size(0))
-    check(false, op, "residual must have a row for each row of x ", shape_of(x), ", got ",
-          shape_of(residual));
+  if (residual.dim() != 2)
+    check(false, op, "residual must be (total_tokens, out_features), got ", shape_of(residual));
   const int64_t columns = residual.size(1);
   Launch launch = prepare(x, packed, bias, columns, op);
-  check(residual.scalar_type() == launch.dtype, op, "residual must have the dtype of x");
-  check(residual.stride(1) == 1 || columns == 1, op, "residual must have contiguous rows");
+  check_rows(residual, launch.rows, columns, launch.dtype, op, "residual");
   if (weight) check_vector(*weight, columns, launch.dtype, op, "weight");
   if (norm_bias) check_vector(*norm_bias, columns, launch.dtype, op, "norm_bias");
 
