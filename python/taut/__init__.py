@@ -1,8 +1,26 @@
 """taut: padding-free, low-bit and binarized transformer-encoder kernels for PyTorch."""
 
 from taut import registry as registry
+from taut.ops.activation import bias_activation, bias_glu
 from taut.ops.attention import varlen_attention, varlen_attention_qkvpacked
-from taut.ops.norm import layer_norm
+from taut.ops.embedding import embed_layer_norm
+from taut.ops.norm import layer_norm, rms_norm
+from taut.ops.packing import Packing, gather_rows, pack_lengths, pack_mask, scatter_rows
+from taut.ops.pooling import pool
 
-__all__ = ["layer_norm", "varlen_attention", "varlen_attention_qkvpacked"]
+__all__ = [
+    "Packing",
+    "bias_activation",
+    "bias_glu",
+    "embed_layer_norm",
+    "gather_rows",
+    "layer_norm",
+    "pack_lengths",
+    "pack_mask",
+    "pool",
+    "rms_norm",
+    "scatter_rows",
+    "varlen_attention",
+    "varlen_attention_qkvpacked",
+]
 __version__ = "0.1.0"
