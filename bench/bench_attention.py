@@ -8,14 +8,13 @@ the table gives medians.
 """
 
 import argparse
-import json
-import statistics
-import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 import taut
+from runner import interleaved, write_json
 from taut._native import last_variant
 
 HEADS = 12
@@ -67,22 +66,11 @@ def _exact(qkv, lengths):
     return torch.cat([p.transpose(0, 1) for p in parts])
 
 
-def measure(functions: dict, rounds: int) -> dict[str, float]:
-    """name -> median milliseconds, the functions taking turns."""
-    times = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            begin = time.perf_counter()
-            function()
-            times[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: statistics.median(found[2:]) for name, found in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -99,10 +87,11 @@ def main() -> None:
                 error = (run["taut"]().double() - exact).abs().max().item()
                 sdpa_error = (run["sdpa_loop"]().double() - exact).abs().max().item()
                 assert torch.allclose(unpad(run["sdpa_padded"]()).double(), exact, atol=0.05)
-                ms = measure(run, arguments.rounds)
+                timings = interleaved(run, arguments.rounds)
+                ms = {name: 1e3 * timing.median for name, timing in timings.items()}
                 rows.append({
                     "dtype": str(dtype).removeprefix("torch."), "head_dim": head_dim,
-                    "variant": last_variant("varlen_attention_qkvpacked"), **ms,
+                    "variant": last_variant("varlen_attention_qkvpacked"), **timings,
                     "error": error, "sdpa_error": sdpa_error,
                 })  # fmt: skip
                 print(f"{rows[-1]['dtype']:9}{head_dim:4}{ms['taut']:9.2f}{ms['sdpa_loop']:8.2f}"
@@ -110,8 +99,7 @@ def main() -> None:
                       f"{ms['sdpa_padded'] / ms['taut']:9.2f}{error:10.1e}{sdpa_error:10.1e}")  # fmt: skip
     print("variant:", rows[0]["variant"])
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"lengths": lengths, "threads": arguments.threads, "rows": rows}, file)
+        write_json(arguments.json, rows)
 
 
 if __name__ == "__main__":

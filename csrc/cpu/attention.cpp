@@ -15,13 +15,8 @@ VariantRecord varlen_attention_variant("varlen_attention");
 VariantRecord qkvpacked_variant("varlen_attention_qkvpacked");
 
 AttentionKernel* kernel_of(ScalarType dtype, const char* op, const char* name) {
-  switch (dtype) {
-    case ScalarType::Float: return TAUT_KERNEL(attention_f32);
-    case ScalarType::BFloat16: return TAUT_KERNEL(attention_bf16);
-    case ScalarType::Half: return TAUT_KERNEL(attention_f16);
-    default: check(false, op, name, " must be float32, bfloat16 or float16");
-  }
-  return nullptr;
+  return float_kernel(dtype, op, name, TAUT_KERNEL(attention_f32), TAUT_KERNEL(attention_bf16),
+                      TAUT_KERNEL(attention_f16));
 }
 
 // Runs a task per (rows of a sequence, head), those with most work first.

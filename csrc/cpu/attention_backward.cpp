@@ -15,17 +15,11 @@ struct BackwardKernels {
   ColumnSums* column_sums;
 };
 BackwardKernels kernels_of(ScalarType dtype, const char* op, const char* name) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return {TAUT_KERNEL(attention_backward_f32), TAUT_KERNEL(attention_column_sums_f32)};
-    case ScalarType::BFloat16:
-      return {TAUT_KERNEL(attention_backward_bf16), TAUT_KERNEL(attention_column_sums_bf16)};
-    case ScalarType::Half:
-      return {TAUT_KERNEL(attention_backward_f16), TAUT_KERNEL(attention_column_sums_f16)};
-    default:
-      check(false, op, name, " must be float32, bfloat16 or float16");
-  }
-  return {};
+  return {float_kernel(dtype, op, name, TAUT_KERNEL(attention_backward_f32),
+                       TAUT_KERNEL(attention_backward_bf16), TAUT_KERNEL(attention_backward_f16)),
+          float_kernel(dtype, op, name, TAUT_KERNEL(attention_column_sums_f32),
+                       TAUT_KERNEL(attention_column_sums_bf16),
+                       TAUT_KERNEL(attention_column_sums_f16))};
 }
 
 void set_saved(AttentionBackwardParams& p, const Tensor& grad_out, const Tensor& out,
@@ -82,7 +76,7 @@ Tensor gradient_of_option(const std::optional<Tensor>& option) {
   Tensor gradient = option->dim() == 1
                         ? empty_cpu({option->size(0)}, ScalarType::Float)
                         : empty_cpu({option->size(0), option->size(1)}, ScalarType::Float);
-  std::memset(gradient.mutable_data_ptr(), 0, static_cast<size_t>(gradient.numel()) * 4);
+  fill_zero(gradient);
   return gradient;
 }
 
