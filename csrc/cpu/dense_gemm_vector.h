@@ -11,7 +11,7 @@ namespace taut {
 namespace TAUT_ISA {
 
 #if defined(TAUT_ISA_portable)
-constexpr int kTileRows = 2, kTileVectors = 2;
+constexpr int kTileRows = 3, kTileVectors = 4;
 #elif defined(TAUT_ISA_avx2)
 constexpr int kTileRows = 6, kTileVectors = 2;
 #else
@@ -122,8 +122,8 @@ inline void multiply_rows(int64_t rows, const T* x, int64_t x_stride, const T* p
                           int64_t in_features, float* out) {
   switch (rows) {
     case 1: return multiply_tile<1>(x, x_stride, panel, in_features, out);
-#if !defined(TAUT_ISA_portable)
     case 2: return multiply_tile<2>(x, x_stride, panel, in_features, out);
+#if !defined(TAUT_ISA_portable)
     case 3: return multiply_tile<3>(x, x_stride, panel, in_features, out);
     case 4: return multiply_tile<4>(x, x_stride, panel, in_features, out);
     case 5: return multiply_tile<5>(x, x_stride, panel, in_features, out);
