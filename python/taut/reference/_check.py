@@ -31,3 +31,22 @@ def check_optional_tensor(op, name, value, shape, meaning, dtypes) -> None:
 def check_choice(op: str, name: str, value, accepted: tuple) -> None:
     if value not in accepted:
         raise ValueError(f"{op}: {name} must be one of {', '.join(accepted)}, got {value!r}")
+
+
+def check_cu_seqlens(op: str, name: str, value, total_tokens: int) -> None:
+    """int32 offsets [0, ..., at most total_tokens] that never decrease."""
+    check_tensor(op, name, value, (None,), "(batch + 1,)", (torch.int32,))
+    if value.shape[0] == 0:
+        raise ValueError(f"{op}: {name} must be (batch + 1,), got (0,)")
+    offsets = value.tolist()
+    if offsets[0] != 0:
+        raise ValueError(f"{op}: {name} must start at 0, got {offsets[0]}")
+    for i, (begin, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
+        if end < begin:
+            raise ValueError(
+                f"{op}: {name} must not decrease, got {begin} then {end} at index {i + 1}"
+            )
+    if offsets[-1] > total_tokens:
+        raise ValueError(
+            f"{op}: {name} must end within total_tokens = {total_tokens}, got {offsets[-1]}"
+        )

@@ -36,6 +36,11 @@ def _sum(x, residual, bias):
     return total
 
 
+def _column_sum(gradient, parameter):
+    """The parameter's gradient; zeros where none was given, since nobody asks for it."""
+    return gradient.new_zeros(gradient.shape[1]) if parameter is None else gradient.sum(0)
+
+
 def layer_norm(x, residual, bias, weight, norm_bias, eps, return_sum):
     total = _sum(x, residual, bias)
     mean = total.mean(1)
@@ -61,8 +66,8 @@ def layer_norm_backward(grad_out, grad_sum, x, residual, bias, weight, mean, rst
     )
     if grad_sum is not None:
         dx = dx + _wide(grad_sum)
-    dweight = (grad * normalized).sum(0)
-    return dx.to(x.dtype), dx.sum(0).to(x.dtype), dweight.to(x.dtype), grad.sum(0).to(x.dtype)
+    dbias, dweight = _column_sum(dx, bias), _column_sum(grad * normalized, weight)
+    return dx.to(x.dtype), dbias.to(x.dtype), dweight.to(x.dtype), grad.sum(0).to(x.dtype)
 
 
 def rms_norm(x, residual, bias, weight, eps, return_sum):
@@ -82,4 +87,5 @@ def rms_norm_backward(grad_out, grad_sum, x, residual, bias, weight, rstd):
     dx = rstd[:, None] * (dnorm - normalized * (dnorm * normalized).mean(1, keepdim=True))
     if grad_sum is not None:
         dx = dx + _wide(grad_sum)
-    return dx.to(x.dtype), dx.sum(0).to(x.dtype), (grad * normalized).sum(0).to(x.dtype)
+    dbias, dweight = _column_sum(dx, bias), _column_sum(grad * normalized, weight)
+    return dx.to(x.dtype), dbias.to(x.dtype), dweight.to(x.dtype)
