@@ -86,7 +86,7 @@ def _norm_backward_kernel(
     rows, columns, grad_stride, grad_sum_stride, x_stride, residual_stride,
     CENTRED: tl.constexpr, PARTIAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """partial (programs, 3, columns) fp32: this program's rows of dbias, dweight, dnorm_bias."""
+    """partial (programs, 3, columns) fp32: this program's share of dbias, dweight, dnorm_bias."""
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     scale = load_row_vector(weight, column, columns, 1)
@@ -109,8 +109,10 @@ def _norm_backward_kernel(
             dtotal += tl.load(grad_sum + offset, mask, 0).to(tl.float32)
         offset = row[:, None] * columns + column[None, :]
         tl.store(dx + offset, dtotal.to(dx.dtype.element_ty), mask)
-        dbias += tl.sum(tl.where(mask, dtotal, 0), 0)
-        dweight += tl.sum(grad * normalized, 0)
+        if bias is not None:
+            dbias += tl.sum(tl.where(mask, dtotal, 0), 0)
+        if weight is not None:
+            dweight += tl.sum(grad * normalized, 0)
         dnorm_bias += tl.sum(grad, 0)
     sums = partial + program * 3 * columns + column
     tl.store(sums, dbias, column < columns)
