@@ -64,7 +64,7 @@ def _load(x, bias, row, column, mask, columns, stride):
     return values + load_row_vector(bias, column, columns, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _activation_kernel(
     x, bias, out, rows, columns, stride,
     ACTIVATION: tl.constexpr, GLU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -80,7 +80,7 @@ def _activation_kernel(
     tl.store(out + offset, values.to(out.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _activation_backward_kernel(
     grad_out, x, bias, dx, partial, rows, columns, grad_stride, stride,
     ACTIVATION: tl.constexpr, GLU: tl.constexpr, PARTIAL: tl.constexpr,

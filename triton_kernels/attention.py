@@ -159,16 +159,12 @@ def varlen_attention_qkvpacked(qkv, bias, cu_seqlens, *options):
 
 
 @launcher
-def varlen_attention_qkvpacked_backward(
-    grad_out, qkv, bias, out, logsumexp, cu_seqlens, *options
-):
+def varlen_attention_qkvpacked_backward(grad_out, qkv, bias, out, logsumexp, cu_seqlens, *options):
     *options, seed = options
     grad_out, out = row_strided(grad_out), row_strided(out)
     problem = _unpack(qkv, bias, cu_seqlens, options)
     dqkv = qkv.new_empty(qkv.shape)
-    options_gradients = attention_backward(
-        problem, seed, grad_out, out, logsumexp, *dqkv.unbind(1)
-    )
+    options_gradients = attention_backward(problem, seed, grad_out, out, logsumexp, *dqkv.unbind(1))
     dbias = qkv.new_zeros((0,))
     if bias is not None:
         dbias = dqkv.sum(0, dtype=torch.float32).to(qkv.dtype)

@@ -47,7 +47,7 @@ def _load_embeddings(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _embed_layer_norm_kernel(
     input_ids, positions, token_type_ids, word, position, token_type,
     weight, norm_bias, out, mean_out, rstd_out,
@@ -73,7 +73,7 @@ def _embed_layer_norm_kernel(
     tl.store(rstd_out + row, rstd, row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _embed_layer_norm_backward_kernel(
     grad_out, input_ids, positions, token_type_ids, word, position, token_type,
     weight, mean, rstd, dtotal_out, partial,

@@ -47,7 +47,7 @@ def normalize_rows(total, mask, columns, eps, CENTRED: tl.constexpr):
     return centred * rstd[:, None], mean, rstd
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm_kernel(
     x, residual, bias, weight, norm_bias, out, total_out, mean_out, rstd_out,
     rows, columns, x_stride, residual_stride, eps,
@@ -80,7 +80,7 @@ def norm_gradient(grad, normalized, rstd, weight, mask, columns, CENTRED: tl.con
     return dtotal * rstd[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm_backward_kernel(
     grad_out, grad_sum, x, residual, bias, weight, mean, rstd, dx, partial,
     rows, columns, grad_stride, grad_sum_stride, x_stride, residual_stride,
@@ -120,11 +120,12 @@ def _norm_backward_kernel(
     tl.store(sums + 2 * columns, dnorm_bias, column < columns)
 
 
-def _norm(x, residual, bias, weight, norm_bias, eps, return_sum, centred):
+def normalize(x, residual, bias, weight, norm_bias, eps, return_sum, centred, dtype):
+    """(out, sum, mean, rstd), the first two of `dtype`; the operands may be of any float type."""
     x, residual = row_strided(x), row_strided(residual)
     rows, columns = x.shape
-    out = x.new_empty(x.shape)
-    total = x.new_empty(x.shape if return_sum else (0,))
+    out = x.new_empty(x.shape, dtype=dtype)
+    total = x.new_empty(x.shape if return_sum else (0,), dtype=dtype)
     mean, rstd = (x.new_empty((rows,), dtype=torch.float32) for _ in range(2))
     if rows:
         tile = row_tile(columns)
@@ -154,7 +155,7 @@ def _norm_backward(grad_out, grad_sum, x, residual, bias, weight, mean, rstd, ce
 
 @launcher
 def layer_norm(x, residual, bias, weight, norm_bias, eps, return_sum):
-    return _norm(x, residual, bias, weight, norm_bias, eps, return_sum, True)
+    return normalize(x, residual, bias, weight, norm_bias, eps, return_sum, True, x.dtype)
 
 
 @launcher
@@ -164,7 +165,9 @@ def layer_norm_backward(grad_out, grad_sum, x, residual, bias, weight, mean, rst
 
 @launcher
 def rms_norm(x, residual, bias, weight, eps, return_sum):
-    out, total, _, rstd = _norm(x, residual, bias, weight, None, eps, return_sum, False)
+    out, total, _, rstd = normalize(
+        x, residual, bias, weight, None, eps, return_sum, False, x.dtype
+    )
     return out, total, rstd
 
 

@@ -34,7 +34,7 @@ def _pack_kernel(kept, lengths, cu_seqlens, indices, positions, columns, BLOCK: 
         count += tl.sum(mask.to(tl.int32), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "limit"])
 def _move_rows_kernel(
     source, indices, destination, rows, columns, limit, source_stride,
     GATHER: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,

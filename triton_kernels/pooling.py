@@ -65,7 +65,7 @@ def _pool_rows(
     return pooled, source
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _pool_kernel(
     x, cu_seqlens, out, total, columns, stride, smallest_norm,
     MODE: tl.constexpr, NORMALIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -80,7 +80,7 @@ def _pool_kernel(
     tl.store(out + sequence * columns + column, pooled.to(out.dtype.element_ty), column < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _pool_backward_kernel(
     grad_out, x, cu_seqlens, dx, total, columns, grad_stride, stride, smallest_norm,
     MODE: tl.constexpr, NORMALIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
