@@ -32,9 +32,9 @@ _TILES = {
     (2, 64): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
     (2, 128): {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
     (2, 256): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
-    (4, 64): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
-    (4, 128): {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
-    (4, 256): {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1},
+    (4, 64): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
+    (4, 128): {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
+    (4, 256): {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
 }
 
 # Likewise for _diagonal_kernel: ROWS queries, and a WINDOW of keys that holds every diagonal.
