@@ -1,7 +1,7 @@
 """Build taut's native libraries with CMake + ninja and place them inside the package.
 
-Environment (all optional): TAUT_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS,
-TAUT_AMX_EMULATION=0|1. The table in README.md says what each does.
+Environment (all optional): TAUT_CUDA=auto|0|1, MAX_JOBS, TAUT_AMX_EMULATION=0|1. The table in
+README.md says what each does.
 """
 
 import os
@@ -31,10 +31,12 @@ class CMakeBuild(build_ext):
         import torch
         from torch.utils import cpp_extension
 
+        if environment_choice("TAUT_CUDA", ("auto", "0", "1"), "auto") == "1":
+            sys.exit("TAUT_CUDA=1: this version has no native CUDA kernels; GPUs run on Triton")
         in_place = self.inplace or self.editable_mode
         package_dir = ROOT / "python/taut" if in_place else Path(self.build_lib).resolve() / "taut"
         cache_tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
-        build_dir = ROOT / "build" / cache_tag
+        build_dir = ROOT / "build" / f"{cache_tag}-{'in-place' if in_place else 'wheel'}"
         includes = ";".join(cpp_extension.include_paths())
         arguments = [
             f"-S{ROOT}",
@@ -45,7 +47,6 @@ class CMakeBuild(build_ext):
             f"-DTAUT_TORCH_INCLUDE_DIRS={includes}",
             f"-DTAUT_TORCH_LIB_DIR={Path(torch.__file__).parent / 'lib'}",
             f"-DTAUT_VERSION={self.distribution.get_version()}",
-            f"-DTAUT_CUDA={environment_choice('TAUT_CUDA', ('auto', '0', '1'), 'auto')}",
             "-DTAUT_AMX_EMULATION=" + environment_choice("TAUT_AMX_EMULATION", ("0", "1"), "0"),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

@@ -47,3 +47,36 @@ def strided_rows(t: torch.Tensor, extra: int = 5) -> torch.Tensor:
     wide = torch.full((*t.shape[:-1], t.shape[-1] + extra), fill, dtype=t.dtype)
     wide[..., : t.shape[-1]] = t
     return wide[..., : t.shape[-1]]
+
+
+def far_rows(t: torch.Tensor) -> torch.Tensor:
+    """A copy of matrix t whose last row lies 2^31 elements behind its first one."""
+    rows, columns = t.shape
+    stride = -(-(2**31) // (rows - 1))
+    storage = torch.empty((rows - 1) * stride + columns, dtype=t.dtype)  # touched in t's rows only
+    view = storage.as_strided((rows, columns), (stride, 1))
+    view.copy_(t)
+    return view
+
+
+def gradients_of(function, tensors, grads):
+    """Gradients of function(*tensors), given those of its outputs; None for a tensor that is None
+    or not floating point."""
+    leaves = [
+        t.detach().clone().requires_grad_() if t is not None and t.is_floating_point() else t
+        for t in tensors
+    ]
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    torch.autograd.backward(outputs, grads)
+    return [None if t is None else t.grad for t in leaves]
+
+
+def on_one_thread(function, *args, **options):
+    """function(*args, **options) with torch set to one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return function(*args, **options)
+    finally:
+        torch.set_num_threads(threads)

@@ -21,6 +21,23 @@ inline std::string shape_of(const Tensor& t) {
   return out.str();
 }
 
+// As torch prints it, without "torch.".
+inline std::string dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    default: return torch::headeronly::toString(dtype);
+  }
+}
+
 // Throws "<op>: <parts...>" unless `ok`. The parts are only formatted on failure.
 template <class... Parts>
 inline void check(bool ok, const char* op, const Parts&... parts) {
@@ -35,14 +52,29 @@ inline void check_cpu(const Tensor& t, const char* op, const char* name) {
   check(t.is_cpu(), op, name, " must be on the CPU, like the other arguments");
 }
 
+inline void check_dtype(const Tensor& t, ScalarType dtype, const char* op, const char* name) {
+  if (t.scalar_type() != dtype)
+    check(false, op, name, " must be ", dtype_name(dtype), ", got ", dtype_name(t.scalar_type()));
+}
+
 // A contiguous vector of `size` elements of type `dtype`.
 inline void check_vector(const Tensor& t, int64_t size, ScalarType dtype, const char* op,
                          const char* name) {
   check_cpu(t, op, name);
-  check(t.dim() == 1 && t.size(0) == size, op, name, " must have shape (", size, ",), got ",
-        shape_of(t));
-  check(t.scalar_type() == dtype, op, name, " has the wrong dtype");
+  if (t.dim() != 1 || t.size(0) != size)
+    check(false, op, name, " must have shape (", size, ",), got ", shape_of(t));
+  check_dtype(t, dtype, op, name);
   check(t.is_contiguous(), op, name, " must be contiguous");
+}
+
+// A matrix (rows, columns) of type `dtype` whose rows are contiguous, at any stride.
+inline void check_rows(const Tensor& t, int64_t rows, int64_t columns, ScalarType dtype,
+                       const char* op, const char* name) {
+  check_cpu(t, op, name);
+  if (t.dim() != 2 || t.size(0) != rows || t.size(1) != columns)
+    check(false, op, name, " must have shape (", rows, ", ", columns, "), got ", shape_of(t));
+  check_dtype(t, dtype, op, name);
+  check(columns <= 1 || t.stride(1) == 1, op, name, " must have contiguous rows");
 }
 
 // cu_seqlens holds int32 offsets [0, ..., total_tokens], never decreasing.

@@ -1,7 +1,23 @@
 """taut: padding-free, low-bit and binarized transformer-encoder kernels for PyTorch."""
 
 from taut import registry as registry
-from taut.ops.norm import layer_norm
+from taut.ops.activation import bias_activation, bias_glu
+from taut.ops.embedding import embed_layer_norm
+from taut.ops.norm import layer_norm, rms_norm
+from taut.ops.packing import Packing, gather_rows, pack_lengths, pack_mask, scatter_rows
+from taut.ops.pooling import pool
 
-__all__ = ["layer_norm"]
+__all__ = [
+    "Packing",
+    "bias_activation",
+    "bias_glu",
+    "embed_layer_norm",
+    "gather_rows",
+    "layer_norm",
+    "pack_lengths",
+    "pack_mask",
+    "pool",
+    "rms_norm",
+    "scatter_rows",
+]
 __version__ = "0.1.0"

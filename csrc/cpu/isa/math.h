@@ -55,23 +55,43 @@ inline Vec erfc_scaled(Vec a) {
   return exp2(Vec::zero() - r * a);
 }
 
-// Activations, named as in transformers. `gelu` is the erf form.
+// lowest <= x <= highest; NaN stays NaN, as max and min give their second argument then.
+inline Vec clamp(Vec x, float lowest, float highest) {
+  return max(Vec::set(lowest), min(Vec::set(highest), x));
+}
+
+// sigmoid(x) and its derivative e / (1 + e)^2, e = exp(-|x|), which 1 - sigmoid(x) would lose to
+// cancellation.
+struct Logistic {
+  Vec value, derivative;
+
+  explicit Logistic(Vec x) {
+    const Vec e = exp(Vec::zero() - abs(x));
+    const Vec upper = Vec::set(1.0f) / (Vec::set(1.0f) + e);
+    const Vec lower = e * upper;
+    value = select(x < Vec::zero(), lower, upper);
+    derivative = lower * upper;
+  }
+};
+
+// Activations, named as in transformers. `gelu` is the erf form. Arguments are clamped to where the
+// function has reached its limit, so that no tiny factor meets a huge one. NaN stays NaN.
 struct Identity {
   static Vec apply(Vec x) { return x; }
   static Vec derivative(Vec) { return Vec::set(1.0f); }
 };
 struct Relu {
-  static Vec apply(Vec x) { return max(x, Vec::zero()); }
+  static Vec apply(Vec x) { return max(Vec::zero(), x); }
   static Vec derivative(Vec x) { return select(Vec::zero() < x, Vec::set(1.0f), Vec::zero()); }
 };
 struct Gelu {
   static Vec apply(Vec x) {
-    const Vec a = abs(x);
+    const Vec a = min(Vec::set(16.0f), abs(x));
     return max(x, Vec::zero()) - Vec::set(0.5f) * (a * erfc_scaled(a));
   }
   static Vec derivative(Vec x) {
-    const Vec a = abs(x);
-    const Vec tail = Vec::set(0.5f) * erfc_scaled(a);
+    x = clamp(x, -16.0f, 16.0f);
+    const Vec tail = Vec::set(0.5f) * erfc_scaled(abs(x));
     const Vec cdf = select(x < Vec::zero(), tail, Vec::set(1.0f) - tail);
     const Vec density = Vec::set(0.398942280f) * exp(Vec::set(-0.5f) * x * x);
     return fma(x, density, cdf);
@@ -81,25 +101,34 @@ struct GeluTanh {  // x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)
   static Vec twice_u(Vec x) {
     return x * fma(x * x, Vec::set(0.0713548162726f), Vec::set(1.59576912160573f));
   }
-  static Vec apply(Vec x) { return x * sigmoid(twice_u(x)); }
+  static Vec apply(Vec x) {
+    x = max(Vec::set(-12.0f), x);
+    return x * sigmoid(twice_u(x));
+  }
   static Vec derivative(Vec x) {
-    const Vec s = sigmoid(twice_u(x));
+    x = clamp(x, -12.0f, 12.0f);
+    const Logistic s(twice_u(x));
     const Vec slope = fma(x * x, Vec::set(0.2140644488178f), Vec::set(1.59576912160573f));
-    return fma(x * s * (Vec::set(1.0f) - s), slope, s);
+    return fma(x * s.derivative, slope, s.value);
   }
 };
 struct Silu {
-  static Vec apply(Vec x) { return x * sigmoid(x); }
+  static Vec apply(Vec x) { return max(Vec::set(-88.0f), x) * sigmoid(x); }
   static Vec derivative(Vec x) {
-    const Vec s = sigmoid(x);
-    return s * fma(x, Vec::set(1.0f) - s, Vec::set(1.0f));
+    x = clamp(x, -88.0f, 88.0f);
+    const Logistic s(x);
+    return fma(x, s.derivative, s.value);
   }
 };
 struct Tanh {
-  static Vec apply(Vec x) { return fma(Vec::set(2.0f), sigmoid(x + x), Vec::set(-1.0f)); }
+  static Vec apply(Vec x) {
+    x = clamp(x, -44.0f, 44.0f);
+    // x - x is 0, or NaN, which sigmoid does not keep.
+    return fma(Vec::set(2.0f), sigmoid(x + x), Vec::set(-1.0f) + (x - x));
+  }
   static Vec derivative(Vec x) {
-    const Vec t = apply(x);
-    return Vec::set(1.0f) - t * t;
+    const Vec a = min(Vec::set(43.0f), abs(x));
+    return fma(Vec::set(4.0f), Logistic(a + a).derivative, a - a);
   }
 };
 

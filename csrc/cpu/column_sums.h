@@ -1,0 +1,24 @@
+// Sums over the rows of a matrix (gradients of vectors) that do not depend on the thread count:
+// every block of kSumRows rows is summed on its own, then the blocks are added in order.
+#pragma once
+#include <cstdint>
+
+#include "cpu/dispatch.h"
+
+namespace taut {
+
+constexpr int64_t kSumRows = 64;
+
+// out[c] = sum over blocks of partials[block * stride + c] for begin <= c < end; 0 without blocks.
+struct ColumnSumParams {
+  const float* partials;
+  int64_t blocks, stride;
+  void* out;
+};
+
+using ColumnSum = void(const ColumnSumParams&, int64_t begin, int64_t end);
+TAUT_DECLARE_KERNEL(column_sum_f32, ColumnSum)
+TAUT_DECLARE_KERNEL(column_sum_bf16, ColumnSum)
+TAUT_DECLARE_KERNEL(column_sum_f16, ColumnSum)
+
+}  // namespace taut

@@ -1,0 +1,105 @@
+"""The `taut` command."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taut.text_io import InputError, check_output, read_texts, write_embeddings
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Padding-free transformer encoders.",
+)
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def _dtype(name: str):
+    import torch
+
+    if name not in _DTYPES:
+        raise typer.BadParameter(f"must be one of {', '.join(_DTYPES)}, got {name!r}")
+    return getattr(torch, _DTYPES[name])
+
+
+def _load_encoder(model: str, dtype: str, device: str):
+    from taut import Encoder
+
+    try:
+        return Encoder.from_pretrained(model, dtype=_dtype(dtype), device=device)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load model {model}: {error}") from None
+
+
+@app.command()
+def encode(
+    input: Annotated[str, typer.Argument(help="File of texts, one per line; - for stdin.")],
+    model: Annotated[str, typer.Option(help="Checkpoint directory or model id.")],
+    output: Annotated[Path, typer.Option(help="File to write: .npy, .safetensors or .jsonl.")],
+    jsonl_field: Annotated[
+        str | None,
+        typer.Option(help="Read JSONL and take this field [default: text for *.jsonl]."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens per batch [default: the encoder's own].")
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option(help="L2-normalise the embeddings [default: as the checkpoint says]."),
+    ] = None,
+    progress: Annotated[
+        bool | None, typer.Option(help="Progress bar [default: on a terminal].")
+    ] = None,
+) -> None:
+    """Embed the texts of INPUT and write one vector per text, in order."""
+    check_output(output)
+    if jsonl_field is None and input.endswith(".jsonl"):
+        jsonl_field = "text"
+    texts = read_texts(input, jsonl_field)
+    encoder = _load_encoder(model, dtype, device)
+    show = sys.stderr.isatty() if progress is None else progress
+    options = {} if batch_tokens is None else {"batch_tokens": batch_tokens}
+    embeddings = encoder.encode(texts, normalize=normalize, show_progress=show, **options)
+    write_embeddings(output, embeddings.cpu().numpy())
+    typer.echo(f"{len(texts)} embeddings of {embeddings.shape[1]} written to {output}", err=True)
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint [default: all-MiniLM-L6-v2 from its package].")
+    ] = None,
+    sample: Annotated[
+        int, typer.Option(min=16, help="Texts measured side by side with transformers.")
+    ] = 256,
+    corpus: Annotated[int, typer.Option(min=16, help="Texts embedded for the search.")] = 100_000,
+) -> None:
+    """Embed the standard library's docstrings, search them, and compare with transformers."""
+    from taut.demo import run
+
+    run(model, sample, corpus)
+
+
+@app.command()
+def info() -> None:
+    """Versions, instruction sets, and which native libraries loaded or why not."""
+    from taut.info import report
+
+    for name, value in report().items():
+        typer.echo(f"{name:<20} {value}")
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 wrong use or unusable input."""
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"taut: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

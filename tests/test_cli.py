@@ -1,0 +1,124 @@
+"""The `taut` command as a user runs it: separate processes, real checkpoint, real files."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from taut.demo import default_model
+
+TEXTS = ["a short text", "", "naïve café 北京", "another, somewhat longer text than the first one"]
+
+
+def taut(*arguments, stdin=None):
+    return subprocess.run(
+        [sys.executable, "-c", "from taut.cli import main; main()", *map(str, arguments)],
+        input=stdin, capture_output=True, timeout=300,
+    )  # fmt: skip
+
+
+def encode(source, output, *options, stdin=None):
+    return taut("encode", source, "--model", default_model(), "--output", output, *options,
+                stdin=stdin)  # fmt: skip
+
+
+def refused(result, *fragments):
+    """Exit code 2, a message with every fragment, and no traceback."""
+    message = result.stderr.decode()
+    assert result.returncode == 2, message
+    assert "Traceback" not in message
+    for fragment in fragments:
+        assert fragment in message, message
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
+    return path
+
+
+def test_every_output_format_and_input_form_agree(lines, tmp_path):
+    results = {}
+    for suffix in (".npy", ".safetensors", ".jsonl"):
+        output = tmp_path / f"out{suffix}"
+        result = encode(lines, output)
+        assert result.returncode == 0, result.stderr.decode()
+        results[suffix] = output
+    expected = np.load(results[".npy"])
+    assert expected.shape == (len(TEXTS), 384) and expected.dtype == np.float32
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(load_file(results[".safetensors"])["embeddings"], expected)
+    rows = [json.loads(line)["embedding"] for line in results[".jsonl"].open()]
+    np.testing.assert_array_equal(np.array(rows, dtype=np.float32), expected)
+
+    jsonl = "\n".join(json.dumps({"id": i, "body": t}) for i, t in enumerate(TEXTS)).encode()
+    output = tmp_path / "stdin.npy"
+    result = encode("-", output, "--jsonl-field", "body", stdin=jsonl)
+    assert result.returncode == 0, result.stderr.decode()
+    np.testing.assert_array_equal(np.load(output), expected)
+
+
+def test_bf16_is_close_to_fp32(lines, tmp_path):
+    for dtype in ("fp32", "bf16"):
+        assert encode(lines, tmp_path / f"{dtype}.npy", "--dtype", dtype).returncode == 0
+    fp32, bf16 = np.load(tmp_path / "fp32.npy"), np.load(tmp_path / "bf16.npy")
+    assert ((fp32 * bf16).sum(1) >= 0.9999).all()
+
+
+def test_bad_input_is_refused_and_nothing_is_written(tmp_path):
+    output = tmp_path / "out.npy"
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes(b"fine\ncaf\xe9\n")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "fine"}\n{"text": 3}\n')
+    refused(encode(empty, output), "holds no texts")
+    refused(encode(latin, output), "line 2", "not UTF-8", "0xe9")
+    refused(encode(broken, output), "line 2", "'text'")
+    refused(encode(tmp_path / "absent.txt", output), "absent.txt", "No such file")
+    assert not output.exists()
+
+
+def test_bad_output_is_refused_before_the_work(lines, tmp_path):
+    refused(encode(lines, tmp_path / "out.csv"), ".npy, .safetensors, .jsonl")
+    refused(encode(lines, tmp_path / "absent" / "out.npy"), "cannot write")
+    refused(encode(lines, tmp_path), "directory" if tmp_path.suffix else "must end in")
+
+
+def test_a_failure_leaves_the_old_output(lines, tmp_path):
+    output = tmp_path / "out.npy"
+    output.write_bytes(b"precious")
+    (tmp_path / "bad").mkdir()
+    result = taut("encode", lines, "--model", tmp_path / "bad", "--output", output)
+    refused(result, "cannot load model")
+    assert output.read_bytes() == b"precious"
+    assert os.listdir(tmp_path / "bad") == []
+
+
+def test_wrong_use_exits_with_2(lines, tmp_path):
+    assert taut("encode", lines).returncode == 2
+    refused(encode(lines, tmp_path / "o.npy", "--dtype", "int3"), "fp32, bf16")
+    assert taut("no-such-command").returncode == 2
+
+
+def test_info_names_versions_and_libraries():
+    result = taut("info")
+    text = result.stdout.decode()
+    assert result.returncode == 0
+    for fact in ("torch", "libtaut_cpu", "loaded", "instruction sets", "in use", "libtaut_cuda"):
+        assert fact in text, text
+
+
+def test_demo_compares_and_searches():
+    result = taut("demo", "--sample", 48, "--corpus", 400)
+    text = result.stdout.decode()
+    assert result.returncode == 0, result.stderr.decode()
+    for row in ("transformers fp32, padded", "taut fp32", "taut bf16", "cosine", "nearest"):
+        assert row in text, text
