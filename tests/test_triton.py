@@ -83,6 +83,18 @@ def test_activation_narrow(dtype):
     assert_agrees("bias_glu_backward", grad_out[:, :35].to(dtype), x, bias, "silu")
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation_far_from_zero(activation):
+    """The derivative reaches its limits, where squares overflow too; NaN stays NaN."""
+    x = torch.tensor([[float("-inf"), -3e38, -90.0, 0.5, 90.0, 3e38, float("inf"), float("nan")]])
+    near = x.clamp(-90, 90)
+    got, _ = launch("bias_activation_backward", torch.ones_like(x), x, None, activation)
+    want, _ = reference("bias_activation_backward", torch.ones_like(x), near, None, activation)
+    torch.testing.assert_close(got, want, equal_nan=True)
+    got, want = (f("bias_activation", near, None, activation)[0] for f in (launch, reference))
+    torch.testing.assert_close(got, want, equal_nan=True)
+
+
 # ---- packing
 
 

@@ -157,10 +157,11 @@ def test_rows_and_heads_may_be_strided():
     assert all(map(torch.equal, got, want))
 
 
-def test_nothing_to_attend():
+@pytest.mark.parametrize("batch", (0, 1))
+def test_nothing_to_attend(batch):
     for queries, keys in ((0, 3), (3, 0), (0, 0)):
         q, (k, v) = torch.randn(queries, 2, 16), torch.randn(2, keys, 2, 16)
-        offsets = cu_seqlens_of((queries,)), cu_seqlens_of((keys,))
+        offsets = (cu_seqlens_of(batch * (length,)) for length in (queries, keys))
         args = q, k, v, *offsets, *options()
         out, logsumexp = assert_agrees("varlen_attention", *args)
         assert_agrees("varlen_attention_backward", q, q, k, v, out, logsumexp, *args[3:])

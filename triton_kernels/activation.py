@@ -39,6 +39,8 @@ def tanh(x):
 
 @triton.jit
 def _derivative(x, ACTIVATION: tl.constexpr):
+    # Beyond 100 every derivative is at its limit; squares of larger numbers would overflow.
+    x = tl.where(x > 100, 100, tl.where(x < -100, -100, x))
     if ACTIVATION == "relu":
         slope = tl.where(x > 0, 1.0, 0.0)
     elif ACTIVATION == "gelu":
