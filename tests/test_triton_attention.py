@@ -35,7 +35,7 @@ CASES = {
     "left window": lambda: {"window_size": (9, -1)},
     "softcap": lambda: {"softcap": 2.0},
     "clip": lambda: {"clip": (1.03, -0.05)},
-    "dropout": lambda: {"dropout_p": 0.3, "dropout_seed": -12345678901234},
+    "dropout": lambda: {"dropout_p": 0.6, "dropout_seed": -12345678901234},
     "all": lambda: {
         "alibi_slopes": torch.rand(len(LENGTHS_Q), 2),
         "relative_bias": torch.randn(2, 11),

@@ -44,14 +44,16 @@ def assert_agrees(op: str, *args, plain: tuple | None = None) -> tuple:
 
     plain is the same maths at the kernel's dtype; without it, the reference rounded once. The
     interpreter truncates where hardware rounds to bf16: an error below 1 ulp instead of 1/2, within
-    the 4 ulp that the comparison allows anyway.
+    the 4 ulp that the comparison allows anyway. fp32 is not rounded in the end, and shows the
+    rounding of its sums over thousands of terms of either sign: 5 ulp were seen, plain torch 8.
     """
     with guarded_memory():
         got = launch(op, *args)
     plain = reference(op, *args) if plain is None else plain
     for actual, rounded, exact in zip(got, plain, reference(op, *widened(args)), strict=True):
         if actual.is_floating_point():
-            assert_close_by_comparison(actual, rounded, exact)
+            slack = 16.0 if actual.dtype == torch.float32 else 4.0
+            assert_close_by_comparison(actual, rounded, exact, slack=slack)
         else:
             assert actual.dtype == rounded.dtype and torch.equal(actual, rounded)
     return got

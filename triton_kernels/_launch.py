@@ -1,6 +1,7 @@
 """What launchers share: checks, the device to launch on, tile tables, number types."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -22,7 +23,7 @@ _ROW_TILES = (
     (1024, 2, 4),
     (2048, 1, 4),
     (4096, 1, 8),
-    (16384, 1, 16),
+    (math.inf, 1, 16),
 )
 
 # Rows one program adds up for a gradient that is a sum over all rows; torch then adds the partial
@@ -49,11 +50,9 @@ def launcher(function: Callable) -> Callable:
 
 def row_tile(columns: int) -> dict:
     """Tile of a kernel whose programs hold whole rows of `columns` elements."""
-    for limit, rows, warps in _ROW_TILES:
-        if columns <= limit:
-            block = max(16, triton.next_power_of_2(columns))
-            return {"ROWS": rows, "BLOCK": block, "num_warps": warps}
-    raise ValueError(f"x must have at most {_ROW_TILES[-1][0]} columns, got {columns}")
+    rows, warps = next(tile for limit, *tile in _ROW_TILES if columns <= limit)
+    block = max(16, triton.next_power_of_2(columns))
+    return {"ROWS": rows, "BLOCK": block, "num_warps": warps}
 
 
 def row_strided(t: torch.Tensor | None) -> torch.Tensor | None:

@@ -143,7 +143,7 @@ def varlen_attention_backward(
     *options, seed = options
     grad_out, q, k, v, out = map(row_strided, (grad_out, q, k, v, out))
     problem = _problem(q, k, v, (None,) * 3, cu_seqlens_q, cu_seqlens_k, *options)
-    gradients = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v)]
+    gradients = [t.new_empty(t.shape) for t in (q, k, v)]
     return *gradients, *attention_backward(problem, seed, grad_out, out, logsumexp, *gradients)
 
 

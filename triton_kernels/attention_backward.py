@@ -120,7 +120,9 @@ def _query_gradient_kernel(
     tl.store(delta_out + head * total_q + begin_q + row, delta, row < len_q)
 
     weighted = tl.zeros((BLOCK_M, p.BLOCK_D), tl.float32)
-    slopes_sum = tl.zeros((BLOCK_M,), tl.float32)
+    far_sum = tl.zeros((BLOCK_M,), tl.float32)
+    far_mean = tl.zeros((BLOCK_M,), tl.float32)
+    residue = tl.zeros((BLOCK_M,), tl.float32)
     low_sum = tl.zeros((BLOCK_M,), tl.float32)
     high_sum = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(begin, end, BLOCK_N):
@@ -135,7 +137,10 @@ def _query_gradient_kernel(
         dscores = soft * (dsoft - delta[:, None])
         offset = column[None, :] - row[:, None] - (len_k - len_q)
         if p.slopes is not None:
-            slopes_sum -= tl.sum(dscores * tl.abs(offset).to(tl.float32), 1)
+            far = tl.abs(offset).to(tl.float32)
+            far_sum += tl.sum(dscores * far, 1)
+            far_mean += tl.sum(soft * far, 1)
+            residue += tl.sum(dscores, 1)
         if p.relative is not None:
             low_sum += tl.sum(tl.where(offset <= -p.limit, dscores, 0), 1)
             high_sum += tl.sum(tl.where(offset >= tl.maximum(p.limit, 1), dscores, 0), 1)
@@ -144,7 +149,8 @@ def _query_gradient_kernel(
     store_rows(dq + begin_q * dq_row + head * dq_head, row, len_q, dq_row, weighted * p.scale, p)
     share = tile.to(tl.int64) * tl.num_programs(1) + head
     if p.slopes is not None:
-        tl.store(slopes_partial + share, tl.sum(slopes_sum, 0))
+        # A row of dscores sums to zero but for the rounding of delta, which distances would magnify.
+        tl.store(slopes_partial + share, -tl.sum(far_sum - residue * far_mean, 0))
     if p.relative is not None:
         tl.store(ends_partial + 2 * share, tl.sum(low_sum, 0))
         tl.store(ends_partial + 2 * share + 1, tl.sum(high_sum, 0))
@@ -294,7 +300,7 @@ def attention_backward(problem, seed, grad_out, out, logsumexp, dq, dk, dv):
     tile = _TILES[key]
     common = sequences, total, k.shape[0], seed
     logsumexp = logsumexp.contiguous()
-    delta = torch.empty_like(logsumexp)
+    delta = logsumexp.new_empty(logsumexp.shape)
     tiles = total // tile["BLOCK_M"] + sequences + 1
     slopes = None if problem.slopes is None else delta.new_zeros((tiles, heads))
     ends = None if problem.relative is None else delta.new_zeros((tiles, heads, 2))
