@@ -7,7 +7,7 @@ import torch
 
 from helpers import cu_seqlens_of, strided_rows
 from taut.reference import attention as attention_reference
-from triton_helpers import DTYPES, assert_agrees, launch, reference
+from triton_helpers import DTYPES, assert_agrees, guarded_memory, launch, reference
 
 # Tiles are 16 to 64 rows: lengths beside their edges, empty and single sequences on either side.
 LENGTHS_Q = (0, 1, 63, 65, 4)
@@ -171,7 +171,6 @@ def test_nothing_to_attend(batch):
 def test_malformed_offsets_stay_inside(offsets):
     """The check of a launcher reads the offsets; behind it the kernels must still stay inside."""
     from taut.triton_kernels import attention
-    from triton_helpers import guarded_memory
 
     qkv, cu_seqlens = torch.randn(9, 3, 1, 16), torch.tensor(offsets, dtype=torch.int32)
     slopes, relative_bias = torch.rand(len(offsets) - 1, 1), torch.randn(1, 5)
