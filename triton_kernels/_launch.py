@@ -11,10 +11,10 @@ import triton.language as tl
 from taut.registry import OPS
 
 # (columns up to, rows per program, warps): a program holds whole rows, so that a row's sums never
-# leave it. About 4096 elements keep 16-byte loads in flight for every thread of 4 to 8 warps and
-# leave registers for a second and third operand; 16 warps is the most a block of 1024 threads holds
-# on hardware with 64-wide warps. Rows per program depend on nothing but the width of a row, so a
-# row is summed in the same order whatever the batch.
+# leave it. 2048 elements for 4 warps are 16 per thread: 16-byte loads in flight, and registers left
+# for a second and third operand. 16 warps is the most a block of 1024 threads holds on hardware with
+# 64-wide warps. Rows per program depend on nothing but the width of a row, so that a row is summed
+# in the same order whatever the batch.
 _ROW_TILES = (
     (64, 32, 4),
     (128, 16, 4),
