@@ -23,7 +23,7 @@ def normal(*shape, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("columns", (1, 65, 384))
+@pytest.mark.parametrize("columns", (7, 65, 384))
 def test_norm(dtype, columns):
     x, residual = (2 * normal(2, ROWS, columns) + 1).to(dtype)
     bias, weight, norm_bias = normal(3, columns, dtype=dtype)
@@ -45,8 +45,11 @@ def test_norm_without_options():
     assert_agrees("rms_norm_backward", grad_out, None, x, *(None,) * 3, rstd)
 
 
-def test_norm_of_wide_rows():
-    assert_agrees("layer_norm", normal(3, 20000), *(None,) * 4, 1e-5, False)
+@pytest.mark.parametrize("columns", (1, 20000))
+def test_norm_of_extreme_widths(columns):
+    x, weight = normal(3, columns), normal(columns)
+    assert_agrees("layer_norm", x, None, None, weight, weight, 1e-5, False)
+    assert_agrees("rms_norm", x, None, None, weight, 1e-5, False)
 
 
 def test_norm_of_one_row_is_that_of_a_batch():
