@@ -13,7 +13,7 @@ import torch
 
 import taut
 
-CALLS = 500
+CALLS = 200
 ROUNDS = 40
 
 

@@ -73,9 +73,9 @@ def main() -> None:
     tokens = sum(map(len, ids))
 
     if args.compiled:
-        import torch._inductor.config
+        from torch._inductor import config as inductor
 
-        torch._inductor.config.freezing = True
+        inductor.freezing = True
     with tempfile.TemporaryDirectory() as folder:
         runs = contenders(checkpoint(args.model, Path(folder)), args.compiled)
     exact = runs["transformers fp32"](ids)

@@ -39,6 +39,16 @@ def test_every_op_has_reference_cpu_kernel_and_triton_launcher(name):
         assert callable(op.triton_launcher)
 
 
+def test_first_call_may_be_a_compiled_one():
+    code = (
+        "import torch, taut\n"
+        "x = torch.randn(3, 8)\n"
+        "compiled = torch.compile(taut.layer_norm, fullgraph=True, backend='eager')\n"
+        "assert torch.equal(compiled(x), taut.layer_norm(x))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "python")
+
+
 def test_public_functions_have_docstrings_with_shapes():
     for name in taut.__all__:
         value = getattr(taut, name)

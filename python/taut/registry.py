@@ -372,6 +372,7 @@ def _define(op: Op) -> None:
     torch.library.register_fake(f"taut::{op.name}", op.fake, lib=_library)
     if op.triton and _TRITON_SERVES_GPU:
         _library.impl(op.name, lambda *args: op.triton_launcher(*args), "CUDA")
+    _ = op.overload  # cached before torch.compile sees a call: it cannot trace cached_property
 
 
 def register_autograd(name: str, backward: Callable, setup_context: Callable) -> None:

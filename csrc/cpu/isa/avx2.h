@@ -83,8 +83,27 @@ inline Vec pow2(Vec a) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(a.v), _mm256_set1_epi32(127));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
 }
+inline Vec scale(Vec a, Vec power) { return a * pow2(power); }
 inline Mask operator<(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 inline Vec select(Mask m, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }
+
+struct Pairs {
+  __m256i v;
+
+  static Pairs load(const bf16* p) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+  }
+  static Pairs set(const bf16* p) {
+    int pair;
+    std::memcpy(&pair, p, 4);
+    return {_mm256_set1_epi32(pair)};
+  }
+  Vec even() const { return {_mm256_castsi256_ps(_mm256_slli_epi32(v, 16))}; }
+  Vec odd() const {
+    return {_mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(-0x10000)))};
+  }
+};
+
 inline float reduce_add(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));

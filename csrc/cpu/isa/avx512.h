@@ -75,9 +75,31 @@ inline Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 inline Vec round(Vec a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-inline Vec pow2(Vec a) { return {_mm512_scalef_ps(_mm512_set1_ps(1.0f), a.v)}; }
+inline Vec scale(Vec a, Vec power) { return {_mm512_scalef_ps(a.v, power.v)}; }
+inline Vec pow2(Vec a) { return scale(Vec::set(1.0f), a); }
 inline Mask operator<(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 inline Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }
+
+struct Pairs {
+  __m512i v;
+
+  static Pairs load(const bf16* p) { return {_mm512_loadu_si512(p)}; }
+  static Pairs set(const bf16* p) {
+    int pair;
+    std::memcpy(&pair, p, 4);
+    return {_mm512_set1_epi32(pair)};
+  }
+  Vec even() const { return {_mm512_castsi512_ps(_mm512_slli_epi32(v, 16))}; }
+  Vec odd() const {
+    return {_mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(-0x10000)))};
+  }
+};
+#if defined(__AVX512BF16__)
+inline Vec dot(Pairs a, Pairs b, Vec c) {
+  return {_mm512_dpbf16_ps(c.v, (__m512bh)a.v, (__m512bh)b.v)};
+}
+#endif
+
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 

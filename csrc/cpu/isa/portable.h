@@ -69,6 +69,7 @@ inline Vec round(Vec a) { return map(a, [](float x) { return (x + 12582912.0f) -
 inline Vec pow2(Vec a) {
   return map(a, [](float x) { return as_float(static_cast<uint32_t>(static_cast<int>(x) + 127) << 23); });
 }
+inline Vec scale(Vec a, Vec power) { return a * pow2(power); }
 inline Mask operator<(Vec a, Vec b) {
   Mask m;
   for (int i = 0; i < Vec::kWidth; ++i) m.lane[i] = a.lane[i] < b.lane[i];
@@ -78,6 +79,23 @@ inline Vec select(Mask m, Vec a, Vec b) {
   for (int i = 0; i < Vec::kWidth; ++i) a.lane[i] = m.lane[i] ? a.lane[i] : b.lane[i];
   return a;
 }
+
+struct Pairs {
+  Vec first, second;
+
+  static Pairs load(const bf16* p) {
+    Pairs pairs;
+    for (int i = 0; i < Vec::kWidth; ++i) {
+      pairs.first.lane[i] = to_float(p[2 * i]);
+      pairs.second.lane[i] = to_float(p[2 * i + 1]);
+    }
+    return pairs;
+  }
+  static Pairs set(const bf16* p) { return {Vec::set(to_float(p[0])), Vec::set(to_float(p[1]))}; }
+  Vec even() const { return first; }
+  Vec odd() const { return second; }
+};
+
 inline float reduce_add(Vec a) {
   float half[4];
   for (int i = 0; i < 4; ++i) half[i] = a.lane[i] + a.lane[i + 4];

@@ -10,6 +10,13 @@
 //   a < b -> Mask; select(mask, a, b) = mask ? a : b
 //   reduce_add(v), reduce_max(v)     in a fixed order
 //   pow2(v)                          2^v for integral v in [-126, 127]
+//   scale(a, v)                      a * pow2(v)
+//
+// Pairs: kWidth pairs of neighbouring bf16, as a packed weight holds them.
+//
+//   Pairs::load(p), Pairs::set(p)    kWidth pairs from p; the one pair at p in all lanes
+//   pairs.even(), pairs.odd()        the first and the second members as Vec
+//   dot(a, b, c)                     c + a.even() * b.even() + a.odd() * b.odd(); AVX512_BF16 only
 #pragma once
 #include <cstdint>
 #include <cstring>

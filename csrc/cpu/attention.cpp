@@ -1,0 +1,121 @@
+// Launchers of varlen attention on the CPU, forward.
+#include "cpu/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "cpu/attention_arguments.h"
+
+namespace taut {
+namespace {
+
+VariantRecord varlen_attention_variant("varlen_attention");
+VariantRecord qkvpacked_variant("varlen_attention_qkvpacked");
+
+AttentionKernel* kernel_of(ScalarType dtype, const char* op, const char* name) {
+  return float_kernel(dtype, op, name, TAUT_KERNEL(attention_f32), TAUT_KERNEL(attention_bf16),
+                      TAUT_KERNEL(attention_f16));
+}
+
+// Runs a task per (rows of a sequence, head), those with most work first.
+void run_forward(const AttentionParams& p, int64_t batch, AttentionKernel* kernel) {
+  struct Item {
+    AttentionTask task;
+    int64_t work;
+  };
+  std::vector<Item> items;
+  items.reserve(static_cast<size_t>(batch));
+  int64_t work = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int32_t rows = p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b];
+    const int64_t keys = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];
+    for (int32_t first = 0; first < rows; first += kAttentionRows) {
+      const int32_t part = std::min<int32_t>(rows - first, kAttentionRows);
+      items.push_back({{static_cast<int32_t>(b), first, part}, part * keys});
+    }
+    work += rows * keys;
+  }
+  const int64_t scratch = attention_scratch_bytes(p.head_dim);
+  const auto run = [&](int64_t task) {
+    kernel(p, items[static_cast<size_t>(task / p.heads)].task, task % p.heads,
+           thread_scratch(scratch));
+  };
+  const int64_t tasks = static_cast<int64_t>(items.size()) * p.heads;
+  if (work * p.heads * p.head_dim <= kSerialAttentionWork) {
+    for (int64_t task = 0; task < tasks; ++task) run(task);
+    return;
+  }
+  std::stable_sort(items.begin(), items.end(),
+                   [](const Item& a, const Item& b) { return a.work > b.work; });
+  parallel_tasks(tasks, run);
+}
+
+// Zeros, and -inf for logsumexp, in the rows of q that belong to no sequence.
+void clear_rest(const AttentionParams& p, int64_t batch, int64_t element_bytes) {
+  const int64_t used = p.cu_seqlens_q[batch], rest = p.total_q - used;
+  if (rest == 0) return;
+  const int64_t row_bytes = p.heads * p.head_dim * element_bytes;
+  std::memset(static_cast<char*>(p.out) + used * row_bytes, 0,
+              static_cast<size_t>(rest * row_bytes));
+  for (int64_t h = 0; h < p.heads; ++h)
+    std::fill_n(p.logsumexp + h * p.total_q + used, rest, -INFINITY);
+}
+
+std::tuple<Tensor, Tensor> forward(AttentionParams& p, ScalarType dtype, int64_t batch,
+                                   AttentionKernel* kernel) {
+  Tensor out = empty_cpu({p.total_q, p.heads, p.head_dim}, dtype);
+  Tensor logsumexp = empty_cpu({p.heads, p.total_q}, ScalarType::Float);
+  p.out = out.mutable_data_ptr();
+  p.logsumexp = static_cast<float*>(logsumexp.mutable_data_ptr());
+  run_forward(p, batch, kernel);
+  clear_rest(p, batch, dtype == ScalarType::Float ? 4 : 2);
+  return {out, logsumexp};
+}
+
+std::tuple<Tensor, Tensor> varlen_attention(
+    Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, double softmax_scale,
+    std::optional<Tensor> alibi_slopes, std::optional<Tensor> relative_bias, bool causal,
+    std::vector<int64_t> window_size, double softcap, std::optional<std::vector<double>> clip,
+    double dropout_p, int64_t dropout_seed) {
+  const char* op = "varlen_attention";
+  AttentionKernel* kernel = kernel_of(q.scalar_type(), op, "q");
+  AttentionParams p{};
+  set_attention_inputs(p, q, k, v, cu_seqlens_q, cu_seqlens_k, op);
+  const int64_t batch = cu_seqlens_q.size(0) - 1;
+  set_attention_options(p,
+              {softmax_scale, alibi_slopes, relative_bias, causal, window_size, softcap, clip,
+               dropout_p, dropout_seed},
+              batch, op);
+  auto result = forward(p, q.scalar_type(), batch, kernel);
+  varlen_attention_variant.record();
+  return result;
+}
+
+std::tuple<Tensor, Tensor> varlen_attention_qkvpacked(
+    Tensor qkv, std::optional<Tensor> bias, Tensor cu_seqlens, double softmax_scale,
+    std::optional<Tensor> alibi_slopes, std::optional<Tensor> relative_bias, bool causal,
+    std::vector<int64_t> window_size, double softcap, std::optional<std::vector<double>> clip,
+    double dropout_p, int64_t dropout_seed) {
+  const char* op = "varlen_attention_qkvpacked";
+  AttentionKernel* kernel = kernel_of(qkv.scalar_type(), op, "qkv");
+  AttentionParams p{};
+  set_packed_attention_inputs(p, qkv, bias, cu_seqlens, op);
+  const int64_t batch = cu_seqlens.size(0) - 1;
+  set_attention_options(p,
+              {softmax_scale, alibi_slopes, relative_bias, causal, window_size, softcap, clip,
+               dropout_p, dropout_seed},
+              batch, op);
+  auto result = forward(p, qkv.scalar_type(), batch, kernel);
+  qkvpacked_variant.record();
+  return result;
+}
+
+}  // namespace
+}  // namespace taut
+
+STABLE_TORCH_LIBRARY_IMPL(taut, CPU, m) {
+  m.impl("varlen_attention", TORCH_BOX(&taut::varlen_attention));
+  m.impl("varlen_attention_qkvpacked", TORCH_BOX(&taut::varlen_attention_qkvpacked));
+}

@@ -1,0 +1,306 @@
+// Varlen attention, backward: one task is a sequence and a head of k and v, so that every sum runs
+// in a fixed order within one thread. All arithmetic is fp32.
+//
+// Per block of keys and block of queries, transposed like the forward pass:
+//   P^T = 2^(K Q^T scores - logsumexp)      D^T = V dO^T
+//   dS^T = P^T (D^T - delta)                delta_i = sum over j of P_ij D_ij = dO_i . O_i
+//   dV += P^T dO     dK += dS^T Q     dQ += dS K
+// With clipping, D is D through the clamp, and delta needs a sweep of its own.
+#include "cpu/attention.h"
+
+#include "cpu/attention_pack.h"
+#include "cpu/attention_scores.h"
+
+namespace taut {
+namespace TAUT_ISA {
+namespace {
+
+// c[m][column] += A . b over all columns, a multiple of 16. A as in product().
+template <bool kColumns>
+inline void add_product(const float* a, int64_t lda, const float* b, int64_t m, int64_t k,
+                        int64_t columns, float* c) {
+  float ones[kLanes];
+  for (float& one : ones) one = 1.0f;
+  int64_t at = 0;
+  for (; at + kLanes <= columns; at += kLanes)
+    product<FloatDot, 2, kColumns>(a, lda, b + at, columns, m, k, c + at, columns, ones);
+  if (at < columns)
+    product<FloatDot, 1, kColumns>(a, lda, b + at, columns, m, k, c + at, columns, ones);
+}
+
+template <class T>
+class Backward {
+ public:
+  Backward(const AttentionBackwardParams& p, int64_t sequence, int64_t head_kv, void* scratch)
+      : p_(p),
+        f_(p.forward),
+        sequence_(sequence),
+        head_kv_(head_kv),
+        group_(f_.heads / f_.heads_kv),
+        token_q_(f_.cu_seqlens_q[sequence]),
+        token_k_(f_.cu_seqlens_k[sequence]),
+        queries_(f_.cu_seqlens_q[sequence + 1] - token_q_),
+        keys_(f_.cu_seqlens_k[sequence + 1] - token_k_),
+        rows_(round_up(queries_, kLanes)),
+        columns_(round_up(f_.head_dim, 16)) {
+    Arena arena(scratch);
+    k_ = arena.take<float>(kAttentionKeys * columns_);
+    v_ = arena.take<float>(kAttentionKeys * columns_);
+    dk_ = arena.take<float>(kAttentionKeys * columns_);
+    dv_ = arena.take<float>(kAttentionKeys * columns_);
+    q_rows_ = arena.take<float>(kLanes * columns_);
+    q_ = arena.take<float>(kLanes * columns_);
+    grad_rows_ = arena.take<float>(kLanes * columns_);
+    grad_ = arena.take<float>(kLanes * columns_);
+    p_t_ = arena.take<float>(kAttentionKeys * kLanes);
+    d_t_ = arena.take<float>(kAttentionKeys * kLanes);
+    used_ = f_.clip || f_.dropout ? arena.take<float>(kAttentionKeys * kLanes) : p_t_;
+    slope_ = arena.take<float>(kAttentionKeys * kLanes);
+    distance_bias_ = arena.take<float>(kAttentionKeys + kLanes);
+    dq_ = arena.take<float>(group_ * rows_ * columns_);
+    delta_ = arena.take<float>(group_ * rows_);
+  }
+
+  void run() {
+    clear(dq_, group_ * rows_ * columns_);
+    if (p_.diagonals)
+      for (int64_t g = 0; g < group_; ++g) clear(diagonals_of(head_of(g)), queries_ + keys_);
+    if (f_.clip) {
+      clear(delta_, group_ * rows_);
+      for_blocks([&](int64_t g, int64_t row, KeyRange keys) { add_delta(g, row, keys); }, false);
+    } else {
+      for (int64_t g = 0; g < group_; ++g) fill_delta(g);
+    }
+    for_blocks([&](int64_t g, int64_t row, KeyRange keys) { add_gradients(g, row, keys); }, true);
+    for (int64_t g = 0; g < group_; ++g)
+      store_rows(dq_ + g * rows_ * columns_, queries_, p_.dq, token_q_, head_of(g));
+  }
+
+ private:
+  static void clear(float* x, int64_t count) {
+    std::memset(x, 0, static_cast<size_t>(count) * sizeof(float));
+  }
+  int64_t head_of(int64_t g) const { return head_kv_ * group_ + g; }
+  int64_t rows_at(int64_t row) const { return queries_ - row < kLanes ? queries_ - row : kLanes; }
+  float* diagonals_of(int64_t head) const {
+    return p_.diagonals + head * p_.diagonals_stride + token_q_ + token_k_;
+  }
+
+  // body(head of the group, first query, keys within the current block) for every block of queries
+  // that sees some of a block of keys.
+  template <class Body>
+  void for_blocks(const Body& body, bool with_gradients) {
+    const Head<T> key(f_.k, head_kv_, token_k_, f_.head_dim);
+    const Head<T> value(f_.v, head_kv_, token_k_, f_.head_dim);
+    for (block_ = 0; block_ < keys_; block_ += kAttentionKeys) {
+      block_keys_ = keys_ - block_ < kAttentionKeys ? keys_ - block_ : kAttentionKeys;
+      const int64_t padded = round_up(block_keys_, 32);
+      pack_rows(key, block_, block_keys_, padded, f_.head_dim, columns_, k_);
+      pack_rows(value, block_, block_keys_, padded, f_.head_dim, columns_, v_);
+      clear(dk_, kAttentionKeys * columns_);
+      clear(dv_, kAttentionKeys * columns_);
+      for (int64_t g = 0; g < group_; ++g)
+        for (int64_t row = 0; row < queries_; row += kLanes) {
+          const KeyRange seen =
+              visible_keys(f_, row, row + rows_at(row) - 1, keys_ - queries_, keys_);
+          const int64_t last = seen.end - block_;
+          const int64_t first = seen.begin > block_ ? (seen.begin - block_) / 32 * 32 : 0;
+          const KeyRange keys{first, last < block_keys_ ? last : block_keys_};
+          if (seen.begin < seen.end && keys.begin < keys.end) body(g, row, keys);
+        }
+      if (with_gradients) {
+        store_rows(dk_, block_keys_, p_.dk, token_k_ + block_, head_kv_);
+        store_rows(dv_, block_keys_, p_.dv, token_k_ + block_, head_kv_);
+      }
+    }
+  }
+
+  void store_rows(const float* src, int64_t rows, const AttentionGradient& to, int64_t token,
+                  int64_t head) const {
+    T* dst = static_cast<T*>(to.data) + token * to.token_stride + head * to.head_stride;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < f_.head_dim; c += Vec::kWidth)
+        store_part(Vec::load(src + r * columns_ + c), dst + r * to.token_stride + c,
+                   vector_part(f_.head_dim - c));
+  }
+
+  void fill_delta(int64_t g) {
+    const Head<T> out(p_.out, head_of(g), token_q_, f_.head_dim);
+    const Head<T> grad(p_.grad_out, head_of(g), token_q_, f_.head_dim);
+    for (int64_t r = 0; r < queries_; ++r) {
+      Vec sum = Vec::zero();
+      for (int64_t c = 0; c < f_.head_dim; c += Vec::kWidth) {
+        const int n = vector_part(f_.head_dim - c);
+        sum = fma(out.load(r, c, n), grad.load(r, c, n), sum);
+      }
+      delta_[g * rows_ + r] = reduce_add(sum);
+    }
+    clear(delta_ + g * rows_ + queries_, rows_ - queries_);
+  }
+
+  // Fills p_t_, used_, d_t_ and, with softcap, slope_ for a block of queries and `keys`.
+  void probabilities(int64_t g, int64_t row, KeyRange keys) {
+    const int64_t head = head_of(g), rows = rows_at(row), count = keys.end - keys.begin;
+    const Head<T> query(f_.q, head, token_q_, f_.head_dim);
+    const Head<T> grad(p_.grad_out, head, token_q_, f_.head_dim);
+    pack_rows(query, row, rows, kLanes, f_.head_dim, columns_, q_rows_);
+    pack_rows(grad, row, rows, kLanes, f_.head_dim, columns_, grad_rows_);
+    transpose_units(q_rows_, columns_, kLanes, columns_, q_, kLanes);
+    transpose_units(grad_rows_, columns_, kLanes, columns_, grad_, kLanes);
+    product<FloatDot, 2, false>(k_ + keys.begin * columns_, columns_, q_, kLanes, count,
+                                f_.head_dim, p_t_, kLanes, nullptr);
+    product<FloatDot, 2, false>(v_ + keys.begin * columns_, columns_, grad_, kLanes, count,
+                                f_.head_dim, d_t_, kLanes, nullptr);
+
+    const float* bias = nullptr;
+    if (f_.by_distance) {
+      const int64_t nearest = block_ + keys.end - 1;
+      fill_distance_bias(f_, sequence_, head, row + keys_ - queries_ - nearest, count + kLanes - 1,
+                         distance_bias_);
+      bias = distance_bias_ + count - 1;
+    }
+    if (f_.softcap > 0) fill_softcap_slope(count);
+    Vec unused[2] = {Vec::zero(), Vec::zero()};
+    finish_scores<2>(f_, bias, count, p_t_, unused);
+
+    float logsumexp[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float lse = lane < rows ? p_.logsumexp[head * f_.total_q + token_q_ + row + lane] : 0;
+      // Rows that see no key, and lanes past the last row, get probability 0.
+      logsumexp[lane] = lane >= rows || lse == -__builtin_inff() ? -kHidden : lse * kLog2e;
+    }
+    const Vec slope = Vec::set(f_.clip_slope), offset = Vec::set(f_.clip_offset);
+    const Vec one = Vec::set(1.0f), zero = Vec::zero();
+    for (int64_t at = 0; at < count * kLanes; at += Vec::kWidth) {
+      const Vec e = exp2(Vec::load(p_t_ + at) - Vec::load(logsumexp + at % kLanes));
+      e.store(p_t_ + at);
+      if (f_.clip) {
+        const Vec stretched = fma(e, slope, offset);
+        const Vec d = Vec::load(d_t_ + at) * slope;
+        min(one, max(zero, stretched)).store(used_ + at);
+        select(stretched < zero, zero, select(one < stretched, zero, d)).store(d_t_ + at);
+      } else if (f_.dropout) {
+        e.store(used_ + at);
+      }
+    }
+    // The products below take keys kTileRows at a time.
+    const int64_t surplus = (round_up(count, kTileRows) - count) * kLanes;
+    clear(used_ + count * kLanes, surplus);
+    clear(d_t_ + count * kLanes, surplus);
+    if (f_.dropout) {
+      const int64_t first = block_ + keys.begin, last = block_ + keys.end;
+      apply_dropout(f_, head, token_q_ + row, first, last, used_);
+      apply_dropout(f_, head, token_q_ + row, first, last, d_t_);
+    }
+  }
+
+  // slope_ = d softcapped score / d score = 1 - tanh(score / softcap)^2, from the products in p_t_.
+  void fill_softcap_slope(int64_t count) {
+    const Vec to_cap = Vec::set(f_.softmax_scale / f_.softcap);
+    for (int64_t at = 0; at < count * kLanes; at += Vec::kWidth)
+      Tanh::derivative(Vec::load(p_t_ + at) * to_cap).store(slope_ + at);
+  }
+
+  void add_delta(int64_t g, int64_t row, KeyRange keys) {
+    probabilities(g, row, keys);
+    float* delta = delta_ + g * rows_ + row;
+    for (int v = 0; v < 2; ++v) {
+      Vec sum = Vec::load(delta + v * Vec::kWidth);
+      for (int64_t key = 0; key < keys.end - keys.begin; ++key) {
+        const int64_t at = key * kLanes + v * Vec::kWidth;
+        sum = fma(Vec::load(p_t_ + at), Vec::load(d_t_ + at), sum);
+      }
+      sum.store(delta + v * Vec::kWidth);
+    }
+  }
+
+  void add_gradients(int64_t g, int64_t row, KeyRange keys) {
+    probabilities(g, row, keys);
+    const int64_t rows = rows_at(row), count = keys.end - keys.begin;
+    const float* delta = delta_ + g * rows_ + row;
+    for (int64_t at = 0; at < count * kLanes; at += Vec::kWidth) {
+      const Vec d = Vec::load(d_t_ + at) - Vec::load(delta + at % kLanes);
+      (Vec::load(p_t_ + at) * d).store(d_t_ + at);
+    }
+    if (p_.diagonals) add_diagonals(g, row, keys);
+    const Vec scale = Vec::set(f_.softmax_scale);
+    for (int64_t at = 0; at < count * kLanes; at += Vec::kWidth) {
+      const Vec d = Vec::load(d_t_ + at) * scale;
+      (f_.softcap > 0 ? d * Vec::load(slope_ + at) : d).store(d_t_ + at);
+    }
+    add_product<false>(used_, kLanes, grad_rows_, count, rows, columns_,
+                       dv_ + keys.begin * columns_);
+    add_product<false>(d_t_, kLanes, q_rows_, count, rows, columns_, dk_ + keys.begin * columns_);
+    add_product<true>(d_t_, kLanes, k_ + keys.begin * columns_, rows, count, columns_,
+                      dq_ + (g * rows_ + row) * columns_);
+  }
+
+  void add_diagonals(int64_t g, int64_t row, KeyRange keys) {
+    float* diagonals = diagonals_of(head_of(g)) + row + keys_ - 1 - block_;
+    for (int64_t key = keys.begin; key < keys.end; ++key)
+      for (int64_t lane = 0; lane < rows_at(row); lane += Vec::kWidth) {
+        const int n = vector_part(rows_at(row) - lane);
+        float* sum = diagonals + lane - key;
+        const float* at = d_t_ + (key - keys.begin) * kLanes + lane;
+        store_part(load_part(sum, n) + load_part(at, n), sum, n);
+      }
+  }
+
+  const AttentionBackwardParams& p_;
+  const AttentionParams& f_;
+  const int64_t sequence_, head_kv_, group_, token_q_, token_k_, queries_, keys_, rows_, columns_;
+  int64_t block_ = 0, block_keys_ = 0;
+  float *k_, *v_, *dk_, *dv_;   // [key][column]
+  float *q_rows_, *grad_rows_;  // [lane][column]
+  float *q_, *grad_;            // [column][lane]
+  float* p_t_;                  // softmax, [key][lane]
+  float* used_;                 // what multiplied V: after clipping and dropout
+  float* d_t_;                  // gradient of the softmax, then of the scores
+  float* slope_;                // of the softcap
+  float* distance_bias_;        // of lane 0's row and the last key first
+  float* dq_;                   // [head of the group][query][column]
+  float* delta_;                // [head of the group][query]
+};
+
+template <class T>
+void column_sums(const void* x, int64_t rows, int64_t stride, int64_t begin, int64_t end,
+                 void* out) {
+  for (int64_t c = begin; c < end; c += Vec::kWidth) {
+    const int n = vector_part(end - c);
+    Vec sum = Vec::zero();
+    for (int64_t r = 0; r < rows; ++r)
+      sum = sum + load_part(static_cast<const T*>(x) + r * stride + c, n);
+    store_part(sum, static_cast<T*>(out) + c, n);
+  }
+}
+
+}  // namespace
+
+void attention_backward_f32(const AttentionBackwardParams& p, int64_t sequence, int64_t head_kv,
+                            void* scratch) {
+  Backward<float>(p, sequence, head_kv, scratch).run();
+}
+void attention_backward_bf16(const AttentionBackwardParams& p, int64_t sequence, int64_t head_kv,
+                             void* scratch) {
+  Backward<bf16>(p, sequence, head_kv, scratch).run();
+}
+void attention_backward_f16(const AttentionBackwardParams& p, int64_t sequence, int64_t head_kv,
+                            void* scratch) {
+  Backward<f16>(p, sequence, head_kv, scratch).run();
+}
+
+void attention_column_sums_f32(const void* x, int64_t rows, int64_t stride, int64_t begin,
+                               int64_t end, void* out) {
+  column_sums<float>(x, rows, stride, begin, end, out);
+}
+void attention_column_sums_bf16(const void* x, int64_t rows, int64_t stride, int64_t begin,
+                                int64_t end, void* out) {
+  column_sums<bf16>(x, rows, stride, begin, end, out);
+}
+void attention_column_sums_f16(const void* x, int64_t rows, int64_t stride, int64_t begin,
+                               int64_t end, void* out) {
+  column_sums<f16>(x, rows, stride, begin, end, out);
+}
+
+}  // namespace TAUT_ISA
+}  // namespace taut

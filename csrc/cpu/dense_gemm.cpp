@@ -1,0 +1,273 @@
+// Launchers of the packed linear layers on the CPU.
+#include "cpu/dense_gemm.h"
+
+#include <algorithm>
+#include <string>
+
+#include "cpu/tensor.h"
+
+namespace taut {
+namespace {
+
+VariantRecord linear_variant("packed_linear");
+VariantRecord linear_layer_norm_variant("packed_linear_layer_norm");
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// ---- packing: a permutation of elements, the same for every instruction set
+
+// k per step of a panel: one fp32 or a pair of bf16, 4 bytes either way.
+int64_t step_of(ScalarType dtype, const char* op, const char* name) {
+  if (dtype != ScalarType::Float && dtype != ScalarType::BFloat16)
+    check(false, op, name, " must be float32 or bfloat16, got ", dtype_name(dtype));
+  return dtype == ScalarType::Float ? 1 : 2;
+}
+
+// Where element (channel, k) of a weight lies in its packed form.
+struct PackedIndex {
+  int64_t steps, step;
+  int64_t operator()(int64_t channel, int64_t k) const {
+    const int64_t row = channel / kPanel * steps + k / step;
+    return (row * kPanel + channel % kPanel) * step + k % step;
+  }
+};
+
+template <class Body>  // body(Element{}): an unsigned integer of the size of the dtype
+void with_bits(ScalarType dtype, const Body& body) {
+  dtype == ScalarType::Float ? body(uint32_t{}) : body(uint16_t{});
+}
+
+Tensor pack_weight(Tensor weight) {
+  const char* op = "pack_weight";
+  check_cpu(weight, op, "weight");
+  check(weight.dim() == 2 && weight.size(0) > 0 && weight.size(1) > 0, op,
+        "weight must be (out_features, in_features), at least one of each, got ",
+        shape_of(weight));
+  const ScalarType dtype = weight.scalar_type();
+  const int64_t step = step_of(dtype, op, "weight");
+  const int64_t channels = weight.size(0), depth = weight.size(1);
+  const int64_t panels = divide_up(channels, kPanel), steps = divide_up(depth, step);
+  Tensor packed = step == 1 ? empty_cpu({panels, steps, kPanel}, dtype)
+                            : empty_cpu({panels, steps, kPanel, 2}, dtype);
+  const PackedIndex index{steps, step};
+  with_bits(dtype, [&](auto element) {
+    using Bits = decltype(element);
+    const Bits* from = static_cast<const Bits*>(weight.const_data_ptr());
+    Bits* to = static_cast<Bits*>(packed.mutable_data_ptr());
+    const int64_t channel_stride = weight.stride(0), k_stride = weight.stride(1);
+    torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t channel = begin * kPanel; channel < end * kPanel; ++channel)
+        for (int64_t k = 0; k < steps * step; ++k) {
+          const bool inside = channel < channels && k < depth;
+          to[index(channel, k)] = inside ? from[channel * channel_stride + k * k_stride] : 0;
+        }
+    });
+  });
+  return packed;
+}
+
+void check_packed(const Tensor& packed, int64_t channels, int64_t depth, ScalarType dtype,
+                  const char* op) {
+  const int64_t step = step_of(dtype, op, "packed");
+  check_cpu(packed, op, "packed");
+  check_dtype(packed, dtype, op, "packed");
+  check(channels > 0 && depth > 0, op, "out_features and in_features must be at least 1, got ",
+        channels, " and ", depth);
+  const bool fits = packed.dim() == 2 + step && packed.size(0) == divide_up(channels, kPanel) &&
+                    packed.size(1) == divide_up(depth, step) && packed.size(2) == kPanel &&
+                    (step == 1 || packed.size(3) == 2);
+  if (!fits)
+    check(false, op, "packed must be pack_weight of a (", channels, ", ", depth, ") weight, got ",
+          shape_of(packed));
+  check(packed.is_contiguous(), op, "packed must be contiguous");
+}
+
+Tensor unpack_weight(Tensor packed, int64_t channels, int64_t depth) {
+  const char* op = "unpack_weight";
+  const ScalarType dtype = packed.scalar_type();
+  check_packed(packed, channels, depth, dtype, op);
+  Tensor weight = empty_cpu({channels, depth}, dtype);
+  const int64_t step = step_of(dtype, op, "packed");
+  const PackedIndex index{divide_up(depth, step), step};
+  with_bits(dtype, [&](auto element) {
+    using Bits = decltype(element);
+    const Bits* from = static_cast<const Bits*>(packed.const_data_ptr());
+    Bits* to = static_cast<Bits*>(weight.mutable_data_ptr());
+    torch::stable::parallel_for(0, channels, kPanel, [&](int64_t begin, int64_t end) {
+      for (int64_t channel = begin; channel < end; ++channel)
+        for (int64_t k = 0; k < depth; ++k) to[channel * depth + k] = from[index(channel, k)];
+    });
+  });
+  return weight;
+}
+
+// ---- the product
+
+// How the rows of x are cut: into blocks of whole units, as equal as they come. A unit is the rows
+// of a tile, so that only the last one is narrower. Nothing of this touches a result.
+struct RowSplit {
+  int64_t rows, unit, blocks;
+  int64_t begin(int64_t block) const {
+    return std::min(rows, divide_up(rows, unit) * block / blocks * unit);
+  }
+};
+
+struct Launch {
+  GemmParams params{};
+  int64_t rows;
+  ScalarType dtype;
+  bool tiles;       // AMX
+  int64_t threads;  // 1 where the work is not worth waking others
+
+  RowSplit split(int64_t most_rows, int64_t multiple) const {
+    const int64_t unit = tiles ? 32 : 6;
+    const int64_t units = divide_up(rows, unit);
+    const int64_t blocks = divide_up(units, std::max<int64_t>(1, most_rows / unit));
+    return {rows, unit, std::min(units, divide_up(blocks, multiple) * multiple)};
+  }
+};
+
+// Checks x, packed and bias, and fills in what both ops share.
+Launch prepare(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
+               int64_t out_features, const char* op) {
+  check_cpu(x, op, "x");
+  if (x.dim() != 2)
+    check(false, op, "x must be (total_tokens, in_features), got ", shape_of(x));
+  const ScalarType dtype = x.scalar_type();
+  step_of(dtype, op, "x");
+  const int64_t depth = x.size(1);
+  check(x.stride(1) == 1 || depth == 1, op, "x must have contiguous rows");
+  check_packed(packed, out_features, depth, dtype, op);
+  const bool bias_is_f32 = bias && bias->scalar_type() == ScalarType::Float;
+  if (bias) check_vector(*bias, out_features, bias_is_f32 ? ScalarType::Float : dtype, op, "bias");
+
+  Launch launch;
+  launch.rows = x.size(0);
+  launch.dtype = dtype;
+  launch.tiles = dtype == ScalarType::BFloat16 && active_isa() >= Isa::amx;
+  constexpr int64_t kWorthTwoThreads = 64 * 1024;  // multiply-adds, about 2 us of one core
+  const bool small = launch.rows * depth * out_features < kWorthTwoThreads;
+  launch.threads = small ? 1 : torch::stable::get_num_threads();
+  GemmParams& p = launch.params;
+  p.x = x.const_data_ptr();
+  p.packed = packed.const_data_ptr();
+  p.bias = bias ? bias->const_data_ptr() : nullptr;
+  p.bias_is_f32 = bias_is_f32;
+  p.x_stride = x.stride(0);
+  p.in_features = depth;
+  p.out_features = out_features;
+  return launch;
+}
+
+// Runs body(task, worker) for every task, the next free worker taking the next; worker < threads.
+template <class Body>
+void run_tasks(int64_t tasks, int64_t threads, const Body& body) {
+  std::atomic<int64_t> next{0};
+  const auto work = [&](int64_t worker) {
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
+      body(task, worker);
+  };
+  const int64_t workers = std::min(threads, tasks);
+  if (workers <= 1) return work(0);
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t worker, int64_t) { work(worker); });
+}
+
+// Runs body(block) over rows x panels, cut finely enough that threads end together.
+template <class Body>
+void run_blocks(const Launch& launch, const Body& body) {
+  constexpr int64_t kTasksPerThread = 16;
+  const GemmParams& p = launch.params;
+  // Vectors: a panel passes over so many rows that fetching it costs nothing. Tiles are faster than
+  // a shared cache: the rows, up to 1 MiB, stay in L2 while the panels pass by.
+  const int64_t in_l2 = (1 << 20) / (2 * p.in_features);
+  const RowSplit split =
+      launch.split(launch.tiles ? std::clamp<int64_t>(in_l2, 32, kMaxGemmRows) : 96, 1);
+  const int64_t panels = p.panels();
+  const int64_t wanted = divide_up(launch.threads * kTasksPerThread, split.blocks);
+  const int64_t most = launch.threads == 1 ? panels : std::max<int64_t>(1, panels / wanted);
+  const int64_t groups = divide_up(panels, most);
+  run_tasks(split.blocks * groups, launch.threads, [&](int64_t task, int64_t) {
+    const int64_t block = task / groups, group = task % groups;
+    body(GemmBlock{split.begin(block), split.begin(block + 1), panels * group / groups,
+                   panels * (group + 1) / groups});
+  });
+}
+
+Tensor packed_linear(Tensor x, Tensor packed, std::optional<Tensor> bias, int64_t out_features,
+                     std::string activation) {
+  const char* op = "packed_linear";
+  Launch launch = prepare(x, packed, bias, out_features, op);
+  GemmParams& p = launch.params;
+  p.activation = parse_activation(activation, op);
+  Tensor out = empty_cpu({launch.rows, out_features}, launch.dtype);
+  p.out = out.mutable_data_ptr();
+  GemmLinear* kernel = launch.dtype == ScalarType::Float ? TAUT_KERNEL(gemm_linear_f32)
+                                                         : TAUT_KERNEL(gemm_linear_bf16);
+  if (launch.rows) run_blocks(launch, [&](const GemmBlock& block) { kernel(p, block); });
+  linear_variant.record(launch.tiles ? "tiles" : nullptr);
+  return out;
+}
+
+Tensor packed_linear_layer_norm(Tensor x, Tensor packed, std::optional<Tensor> bias,
+                                Tensor residual, std::optional<Tensor> weight,
+                                std::optional<Tensor> norm_bias, double eps) {
+  const char* op = "packed_linear_layer_norm";
+  if (residual.dim() != 2)
+    check(false, op, "residual must be (total_tokens, out_features), got ", shape_of(residual));
+  const int64_t columns = residual.size(1);
+  Launch launch = prepare(x, packed, bias, columns, op);
+  check_rows(residual, launch.rows, columns, launch.dtype, op, "residual");
+  if (weight) check_vector(*weight, columns, launch.dtype, op, "weight");
+  if (norm_bias) check_vector(*norm_bias, columns, launch.dtype, op, "norm_bias");
+
+  GemmParams& p = launch.params;
+  Tensor out = empty_cpu({launch.rows, columns}, launch.dtype);
+  p.out = out.mutable_data_ptr();
+  p.residual = residual.const_data_ptr();
+  p.residual_stride = residual.stride(0);
+  p.weight = data_or_null<void>(weight);
+  p.norm_bias = data_or_null<void>(norm_bias);
+  p.eps = static_cast<float>(eps);
+  const bool f32 = launch.dtype == ScalarType::Float;
+  GemmSums* sums_kernel = f32 ? TAUT_KERNEL(gemm_sums_f32) : TAUT_KERNEL(gemm_sums_bf16);
+  GemmNorm* norm_kernel = f32 ? TAUT_KERNEL(gemm_norm_f32) : TAUT_KERNEL(gemm_norm_bf16);
+
+  // Rows whose sums stay in L2 until they are normalised.
+  const int64_t rows_in_l2 = launch.tiles ? 128 : 48;
+  const int64_t stride = p.sums_stride();
+  if (launch.rows < rows_in_l2 * launch.threads) {
+    // Too few rows to share out: threads share the panels, then the rows.
+    Tensor scratch = empty_cpu({launch.rows, stride}, ScalarType::Float);
+    float* sums = static_cast<float*>(scratch.mutable_data_ptr());
+    run_blocks(launch, [&](const GemmBlock& block) {
+      sums_kernel(p, block, sums + block.row_begin * stride);
+    });
+    constexpr int64_t kNormRows = 8;
+    run_tasks(divide_up(launch.rows, kNormRows), launch.threads, [&](int64_t task, int64_t) {
+      const int64_t begin = task * kNormRows, end = std::min(launch.rows, begin + kNormRows);
+      norm_kernel(p, begin, end, sums + begin * stride);
+    });
+  } else {
+    const RowSplit split = launch.split(rows_in_l2, launch.threads);
+    Tensor scratch = empty_cpu({launch.threads, rows_in_l2, stride}, ScalarType::Float);
+    float* sums = static_cast<float*>(scratch.mutable_data_ptr());
+    run_tasks(split.blocks, launch.threads, [&](int64_t task, int64_t worker) {
+      float* mine = sums + worker * rows_in_l2 * stride;
+      const int64_t begin = split.begin(task), end = split.begin(task + 1);
+      sums_kernel(p, GemmBlock{begin, end, 0, p.panels()}, mine);
+      norm_kernel(p, begin, end, mine);
+    });
+  }
+  linear_layer_norm_variant.record(launch.tiles ? "tiles" : nullptr);
+  return out;
+}
+
+}  // namespace
+}  // namespace taut
+
+STABLE_TORCH_LIBRARY_IMPL(taut, CPU, m) {
+  m.impl("pack_weight", TORCH_BOX(&taut::pack_weight));
+  m.impl("unpack_weight", TORCH_BOX(&taut::unpack_weight));
+  m.impl("packed_linear", TORCH_BOX(&taut::packed_linear));
+  m.impl("packed_linear_layer_norm", TORCH_BOX(&taut::packed_linear_layer_norm));
+}

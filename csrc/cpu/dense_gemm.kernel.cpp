@@ -1,0 +1,145 @@
+// x W^T over a packed weight, with what follows a linear layer done before its sums leave the
+// cache: bias + activation, or bias + residual + LayerNorm.
+//
+// An element's products are added in an order that depends on K only: not on the row, the number of
+// rows, or the threads. So a row's result is the same in any batch.
+#include "cpu/dense_gemm.h"
+
+#include "cpu/dense_gemm_vector.h"
+#include "cpu/isa/columns.h"
+#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#include "cpu/dense_gemm_tiles.h"
+#define TAUT_MULTIPLY_BF16 multiply_by_tiles
+#else
+#define TAUT_MULTIPLY_BF16 multiply_by_vectors<bf16>
+#endif
+
+namespace taut {
+namespace TAUT_ISA {
+namespace {
+
+template <class Finish>
+inline void multiply(const GemmParams& p, const GemmBlock& block, const float*, const Finish& f) {
+  multiply_by_vectors<float>(p, block, f);
+}
+template <class Finish>
+inline void multiply(const GemmParams& p, const GemmBlock& block, const bf16*, const Finish& f) {
+  TAUT_MULTIPLY_BF16(p, block, f);
+}
+
+// The bias of n channels; zero where there is none.
+template <class T>
+inline Vec bias_of(const GemmParams& p, int64_t channel, int n) {
+  if (!p.bias) return Vec::zero();
+  return p.bias_is_f32 ? load(static_cast<const float*>(p.bias) + channel, n)
+                       : load(static_cast<const T*>(p.bias) + channel, n);
+}
+
+template <class T>
+struct GeluFor : Gelu {};
+template <>
+struct GeluFor<bf16> : GeluForBf16 {};
+
+template <class Function, class T>
+void linear(const GemmParams& p, const GemmBlock& block) {
+  T* out = static_cast<T*>(p.out);
+  multiply(p, block, out, [&](const float* sums, int64_t stride, int64_t row, int64_t rows,
+                              int64_t channel, int64_t channels) {
+    for_columns(channels, [&](int64_t c, int n) {
+      const Vec bias = bias_of<T>(p, channel + c, n);
+      for (int64_t r = 0; r < rows; ++r)
+        store(Function::apply(Vec::load(sums + r * stride + c) + bias),
+              out + (row + r) * p.out_features + channel + c, n);
+    });
+  });
+}
+
+template <class T>
+void linear(const GemmParams& p, const GemmBlock& block) {
+  switch (p.activation) {
+    case Activation::none: return linear<Identity, T>(p, block);
+    case Activation::relu: return linear<Relu, T>(p, block);
+    case Activation::gelu: return linear<GeluFor<T>, T>(p, block);
+    case Activation::gelu_tanh: return linear<GeluTanh, T>(p, block);
+    case Activation::silu: return linear<Silu, T>(p, block);
+    case Activation::tanh: return linear<Tanh, T>(p, block);
+  }
+}
+
+template <class T>
+void sums_with_residual(const GemmParams& p, const GemmBlock& block, float* out) {
+  const T* residual = static_cast<const T*>(p.residual);
+  const int64_t out_stride = p.sums_stride();
+  multiply(p, block, residual, [&](const float* sums, int64_t stride, int64_t row, int64_t rows,
+                                   int64_t channel, int64_t channels) {
+    for_columns(channels, [&](int64_t c, int n) {
+      const Vec bias = bias_of<T>(p, channel + c, n);
+      for (int64_t r = 0; r < rows; ++r) {
+        const Vec sum = Vec::load(sums + r * stride + c) + bias;
+        const T* to_add = residual + (row + r) * p.residual_stride + channel + c;
+        store(sum + load(to_add, n), out + (row + r - block.row_begin) * out_stride + channel + c,
+              n);
+      }
+    });
+  });
+}
+
+// The sum of term(c, n) over the columns of a row; four sums side by side, added in a fixed order,
+// so that an addition does not wait for the one before it.
+template <class Term>
+inline float sum_over(int64_t columns, const Term& term) {
+  Vec part[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+  int64_t c = 0;
+  for (; c + 4 * Vec::kWidth <= columns; c += 4 * Vec::kWidth)
+    for (int i = 0; i < 4; ++i) part[i] = part[i] + term(c + i * Vec::kWidth, Vec::kWidth);
+  for_columns(columns - c, [&](int64_t rest, int n) { part[0] = part[0] + term(c + rest, n); });
+  return reduce_add((part[0] + part[1]) + (part[2] + part[3]));
+}
+
+template <class T>
+void norm(const GemmParams& p, int64_t begin, int64_t end, const float* sums) {
+  const int64_t columns = p.out_features;
+  const float inverse = 1.0f / static_cast<float>(columns);
+  const T* weight = static_cast<const T*>(p.weight);
+  const T* norm_bias = static_cast<const T*>(p.norm_bias);
+  for (int64_t r = begin; r < end; ++r, sums += p.sums_stride()) {
+    T* out = static_cast<T*>(p.out) + r * columns;
+    const float mean = inverse * sum_over(columns, [&](int64_t c, int n) {
+      return load(sums + c, n);
+    });
+    float means[Vec::kWidth];
+    Vec::set(mean).store(means);
+    const float variance = inverse * sum_over(columns, [&](int64_t c, int n) {
+      // The mean is loaded with the same mask, so that lanes past the end stay 0.
+      const Vec d = load(sums + c, n) - load(means, n);
+      return d * d;
+    });
+    const Vec rstd = Vec::set(1.0f) / sqrt(Vec::set(variance + p.eps));
+    for_columns(columns, [&](int64_t c, int n) {
+      Vec v = (load(sums + c, n) - Vec::set(mean)) * rstd;
+      if (weight) v = v * load(weight + c, n);
+      if (norm_bias) v = v + load(norm_bias + c, n);
+      store(v, out + c, n);
+    });
+  }
+}
+
+}  // namespace
+
+void gemm_linear_f32(const GemmParams& p, const GemmBlock& block) { linear<float>(p, block); }
+void gemm_linear_bf16(const GemmParams& p, const GemmBlock& block) { linear<bf16>(p, block); }
+void gemm_sums_f32(const GemmParams& p, const GemmBlock& block, float* sums) {
+  sums_with_residual<float>(p, block, sums);
+}
+void gemm_sums_bf16(const GemmParams& p, const GemmBlock& block, float* sums) {
+  sums_with_residual<bf16>(p, block, sums);
+}
+void gemm_norm_f32(const GemmParams& p, int64_t begin, int64_t end, const float* sums) {
+  norm<float>(p, begin, end, sums);
+}
+void gemm_norm_bf16(const GemmParams& p, int64_t begin, int64_t end, const float* sums) {
+  norm<bf16>(p, begin, end, sums);
+}
+
+}  // namespace TAUT_ISA
+}  // namespace taut

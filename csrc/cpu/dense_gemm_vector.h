@@ -1,0 +1,158 @@
+// The matrix product of packed linear layers by vector instructions.
+//
+// A tile is kTileRows rows x kTileVectors vectors of channels, summed in registers. AVX-512 has 32:
+// 6 x 4 sums, 4 of the weight, 1 of x. Each k-step loads the 4 and broadcasts 6 values of x, 10
+// loads for 24 multiply-adds. AVX2 and SSE2 have 16.
+#pragma once
+#include "cpu/dense_gemm.h"
+#include "cpu/isa/vec.h"
+
+namespace taut {
+namespace TAUT_ISA {
+
+#if defined(TAUT_ISA_portable)
+constexpr int kTileRows = 2, kTileVectors = 2;
+#elif defined(TAUT_ISA_avx2)
+constexpr int kTileRows = 6, kTileVectors = 2;
+#else
+constexpr int kTileRows = 6, kTileVectors = 4;
+#endif
+static_assert(kPanel % (kTileVectors * Vec::kWidth) == 0, "a panel is a whole number of tiles");
+
+// One multiply-add of a k-step: how an operand is read from a row of x and from the panel.
+struct Single {
+  static Vec weight(const float* p) { return Vec::load(p); }
+  static Vec value(const float* p) { return Vec::set(*p); }
+  static Vec add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+};
+struct EvenOfPair {
+  static Vec weight(const bf16* p) { return Pairs::load(p).even(); }
+  static Vec value(const bf16* p) { return Pairs::set(p).even(); }
+  static Vec add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+};
+struct OddOfPair {
+  static Vec weight(const bf16* p) { return Pairs::load(p).odd(); }
+  static Vec value(const bf16* p) { return Pairs::set(p).odd(); }
+  static Vec add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+};
+#if defined(__AVX512BF16__)
+struct WholePair {
+  static Pairs weight(const bf16* p) { return Pairs::load(p); }
+  static Pairs value(const bf16* p) { return Pairs::set(p); }
+  static Vec add(Pairs a, Pairs b, Vec c) { return dot(a, b, c); }
+};
+#endif
+
+// How many k a step of the panel holds: one fp32 or a pair of bf16.
+template <class T>
+constexpr int kStep = 4 / sizeof(T);
+
+template <class Operand, int Rows, class T>
+inline void multiply_add(Vec (&sums)[Rows][kTileVectors], const T* x, int64_t x_stride,
+                         const T* weights) {
+  decltype(Operand::weight(weights)) weight[kTileVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kTileVectors; ++v)
+    weight[v] = Operand::weight(weights + v * Vec::kWidth * kStep<T>);
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+    const auto value = Operand::value(x + r * x_stride);
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; ++v)
+      sums[r][v] = Operand::add(value, weight[v], sums[r][v]);
+  }
+}
+
+template <int Rows>
+inline void k_step(Vec (&sums)[Rows][kTileVectors], const float* x, int64_t x_stride,
+                   const float* weights) {
+  multiply_add<Single>(sums, x, x_stride, weights);
+}
+template <int Rows>
+inline void k_step(Vec (&sums)[Rows][kTileVectors], const bf16* x, int64_t x_stride,
+                   const bf16* weights) {
+#if defined(__AVX512BF16__)
+  multiply_add<WholePair>(sums, x, x_stride, weights);
+#else
+  multiply_add<EvenOfPair>(sums, x, x_stride, weights);
+  multiply_add<OddOfPair>(sums, x, x_stride, weights);
+#endif
+}
+
+// fp32 products are summed in runs of so many k, and the runs' sums added up: one run over K = 3072
+// has three times the rounding error. bf16 results are rounded far more coarsely than that.
+template <class T>
+constexpr int64_t kRun = sizeof(T) == 4 ? 256 : INT64_MAX;
+
+// out (Rows, kPanel) = Rows rows of x times one panel.
+template <int Rows, class T>
+void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_features, float* out) {
+  constexpr int64_t kTileColumns = kTileVectors * Vec::kWidth;
+  for (int64_t column = 0; column < kPanel; column += kTileColumns) {
+    const T* weights = panel + column * kStep<T>;
+    int64_t end = 0;
+    for (int64_t begin = 0; begin < in_features; begin = end) {
+      end = in_features - begin > kRun<T> ? begin + kRun<T> : in_features;
+      Vec sums[Rows][kTileVectors];
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Vec::zero();
+      int64_t k = begin;
+      for (; k + kStep<T> <= end; k += kStep<T>, weights += kPanel * kStep<T>)
+        k_step(sums, x + k, x_stride, weights);
+      if (k < end) {  // the last k of an odd number has no partner: pair it with zero
+        T last[Rows][2] = {};
+        for (int r = 0; r < Rows; ++r) last[r][0] = x[r * x_stride + k];
+        k_step(sums, last[0], 2, weights);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < kTileVectors; ++v) {
+          float* place = out + r * kPanel + column + v * Vec::kWidth;
+          (begin ? Vec::load(place) + sums[r][v] : sums[r][v]).store(place);
+        }
+    }
+  }
+}
+
+template <class T>
+inline void multiply_rows(int64_t rows, const T* x, int64_t x_stride, const T* panel,
+                          int64_t in_features, float* out) {
+  switch (rows) {
+    case 1: return multiply_tile<1>(x, x_stride, panel, in_features, out);
+#if !defined(TAUT_ISA_portable)
+    case 2: return multiply_tile<2>(x, x_stride, panel, in_features, out);
+    case 3: return multiply_tile<3>(x, x_stride, panel, in_features, out);
+    case 4: return multiply_tile<4>(x, x_stride, panel, in_features, out);
+    case 5: return multiply_tile<5>(x, x_stride, panel, in_features, out);
+#endif
+    default: return multiply_tile<kTileRows>(x, x_stride, panel, in_features, out);
+  }
+}
+
+// Calls finish(sums, stride, row, rows, channel, channels) for every part of the block.
+template <class T, class Finish>
+void multiply_by_vectors(const GemmParams& p, const GemmBlock& block, const Finish& finish) {
+  alignas(64) float sums[kTileRows * kPanel];
+  const int64_t panel_size = (p.in_features + kStep<T> - 1) / kStep<T> * kStep<T> * kPanel;
+  // Tiles of equal rows: a narrow one would wait for the panel rather than for the multiplier.
+  const int64_t block_rows = block.row_end - block.row_begin;
+  const int64_t tiles = (block_rows + kTileRows - 1) / kTileRows;
+  for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel) {
+    const T* weights = static_cast<const T*>(p.packed) + panel * panel_size;
+    const int64_t channel = panel * kPanel;
+    const int64_t left = p.out_features - channel;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t row = block.row_begin + block_rows * tile / tiles;
+      const int64_t rows = block.row_begin + block_rows * (tile + 1) / tiles - row;
+      const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
+      multiply_rows(rows, x, p.x_stride, weights, p.in_features, sums);
+      finish(sums, kPanel, row, rows, channel, left < kPanel ? left : kPanel);
+    }
+  }
+}
+
+}  // namespace TAUT_ISA
+}  // namespace taut

@@ -1,0 +1,235 @@
+"""The public models: sentence embeddings, and the three classic heads."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from tqdm import tqdm
+
+from taut.encoder.pretrained import BATCH_TOKENS, Pretrained
+from taut.encoder.tokenization import (
+    Flat,
+    Text,
+    TokenBatch,
+    batches,
+    check_texts,
+    flats_of_ids,
+)
+from taut.ops.pooling import pool
+from taut.reference._check import check_choice
+from taut.reference.pooling import MODES
+
+UNLIMITED = 2**31 - 1  # tokens of a batch that must hold all texts: offsets are int32
+
+
+def _check_batch_tokens(op: str, batch_tokens: int) -> None:
+    if not isinstance(batch_tokens, int) or batch_tokens < 1:
+        raise ValueError(f"{op}: batch_tokens must be a positive int, got {batch_tokens!r}")
+
+
+class Encoder(Pretrained):
+    """Texts to embeddings, or packed token ids to hidden states."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        *,
+        token_type_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states (total_tokens, hidden_size) of packed sequences; see `Backbone.forward`."""
+        return self.backbone(
+            input_ids, cu_seqlens, token_type_ids=token_type_ids, positions=positions
+        )
+
+    def _flats(self, op: str, texts: list[str]) -> Iterator[Flat]:
+        prompt = self.settings.prompt
+        texts = [prompt + text for text in texts] if prompt else texts
+        return self._text_tokenizer(op).flats(texts)
+
+    def tokenize(self, texts: Sequence[str]) -> TokenBatch:
+        """One packed batch of all texts, for `forward`.
+
+        Args:
+            texts: at least one text.
+
+        Returns:
+            input_ids, cu_seqlens, positions and token_type_ids (None), int32 on the CPU.
+
+        Raises:
+            TypeError, ValueError: texts is a str, holds something else, or is empty.
+        """
+        texts = check_texts("tokenize", texts)
+        if not texts:
+            raise ValueError("tokenize: texts must have at least one text, got none")
+        return next(batches(self._flats("tokenize", texts), UNLIMITED))
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens `encode` computes for each text, special tokens included.
+
+        Args:
+            texts: the texts.
+
+        Returns:
+            One count per text.
+
+        Raises:
+            TypeError: texts is a str, or holds something else.
+        """
+        texts = check_texts("token_counts", texts)
+        return [n for flat in self._flats("token_counts", texts) for n in flat.lengths.tolist()]
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        normalize: bool | None = None,
+        pooling: str | None = None,
+        show_progress: bool = False,
+    ) -> torch.Tensor:
+        """Embed texts.
+
+        A text's embedding is the same, bit for bit, whatever texts come with it. The encoder is in
+        eval mode afterwards.
+
+        Args:
+            texts: the texts; longer ones are cut to the model's length, "" is embedded too.
+            batch_tokens: tokens computed at a time.
+            normalize: scale embeddings to length 1; None does as the checkpoint says.
+            pooling: "mean", "cls", "max" or "last"; None does as the checkpoint says.
+            show_progress: show a progress bar.
+
+        Returns:
+            (len(texts), hidden_size), fp32, on the CPU, in the order of texts.
+
+        Raises:
+            TypeError: texts is a str, or holds something else (its index is named).
+            ValueError: an unknown pooling, or batch_tokens below 1.
+        """
+        texts = check_texts("encode", texts)
+        flats = self._flats("encode", texts)
+        return self._embed(
+            "encode", flats, len(texts), batch_tokens, normalize, pooling, show_progress
+        )
+
+    @torch.inference_mode()
+    def encode_ids(
+        self,
+        ids: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        normalize: bool | None = None,
+        pooling: str | None = None,
+        show_progress: bool = False,
+    ) -> torch.Tensor:
+        """Embed texts that are token ids already.
+
+        Args:
+            ids: the token ids of each text, special tokens included, none too long for the model.
+            batch_tokens, normalize, pooling, show_progress: as for `encode`.
+
+        Returns:
+            (len(ids), hidden_size), fp32, on the CPU, in the order of ids.
+
+        Raises:
+            ValueError: an id or a text's length that the model does not have; as for `encode`.
+        """
+        ids = list(ids)
+        flats = flats_of_ids(ids)
+        return self._embed(
+            "encode_ids", flats, len(ids), batch_tokens, normalize, pooling, show_progress
+        )
+
+    def _embed(self, op, flats, count, batch_tokens, normalize, pooling, show_progress):
+        _check_batch_tokens(op, batch_tokens)
+        mode = self.settings.pooling if pooling is None else pooling
+        check_choice(op, "pooling", mode, MODES)
+        normalize = self.settings.normalize if normalize is None else bool(normalize)
+        self.eval()
+        out = torch.empty(count, self.config.hidden_size)
+        done = 0
+        with tqdm(total=count, unit="text", disable=not show_progress) as progress:
+            for batch in batches(flats, batch_tokens):
+                hidden, cu_seqlens = self._hidden(batch)
+                pooled = pool(hidden.float(), cu_seqlens, mode, normalize)
+                out[done : done + len(pooled)] = pooled
+                done += len(pooled)
+                progress.update(len(pooled))
+        return out
+
+
+class _WithHead(Pretrained):
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        *,
+        token_type_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits of packed sequences; arguments as for `Backbone.forward`."""
+        hidden = self.backbone(
+            input_ids, cu_seqlens, token_type_ids=token_type_ids, positions=positions
+        )
+        return self.head(hidden, cu_seqlens)
+
+
+class SequenceClassifier(_WithHead):
+    """A class per text or pair of texts; loads `*ForSequenceClassification`, rerankers among them.
+
+    `forward` gives logits (batch, num_labels).
+    """
+
+    task = "sequence"
+
+    @torch.inference_mode()
+    def predict(self, texts: Sequence[Text], *, batch_tokens: int = BATCH_TOKENS) -> torch.Tensor:
+        """Logits of texts, or of pairs of texts. The classifier is in eval mode afterwards.
+
+        Args:
+            texts: all of them str, or all of them pairs (query, passage).
+            batch_tokens: tokens computed at a time.
+
+        Returns:
+            (len(texts), num_labels), fp32, on the CPU, in the order of texts.
+
+        Raises:
+            TypeError: naming the index of what is neither text nor pair, or not like the first.
+        """
+        texts = [
+            text if isinstance(text, str) else tuple(text)
+            for text in check_texts("predict", texts, pairs=True)
+        ]
+        mixed = [i for i, text in enumerate(texts) if type(text) is not type(texts[0])]
+        if mixed:
+            raise TypeError(f"predict: texts must be all str or all pairs, differs at {mixed[0]}")
+        _check_batch_tokens("predict", batch_tokens)
+        self.eval()
+        out = torch.empty(len(texts), self.config.num_labels)
+        done = 0
+        flats = self._text_tokenizer("predict").flats(texts)
+        for batch in batches(flats, batch_tokens):
+            logits = self.head(*self._hidden(batch))
+            out[done : done + len(logits)] = logits
+            done += len(logits)
+        return out
+
+
+class TokenClassifier(_WithHead):
+    """A class per token; loads `*ForTokenClassification`.
+
+    `forward` gives logits (total_tokens, num_labels).
+    """
+
+    task = "token"
+
+
+class MaskedLM(_WithHead):
+    """Word logits per token; loads `*ForMaskedLM`.
+
+    `forward` gives logits (total_tokens, vocab_size).
+    """
+
+    task = "masked_lm"

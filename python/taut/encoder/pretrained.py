@@ -1,0 +1,146 @@
+"""What every model of this package shares: a backbone, perhaps a head, a tokenizer, its files."""
+
+import os
+from dataclasses import replace
+from typing import ClassVar, TypeVar
+
+import torch
+
+from taut.encoder import checkpoint
+from taut.encoder.config import EncoderConfig
+from taut.encoder.heads import HEADS
+from taut.encoder.model import Backbone
+from taut.encoder.sentence import SentenceSettings, read_settings, write_settings
+from taut.encoder.tokenization import TextTokenizer, TokenBatch
+
+Model = TypeVar("Model", bound="Pretrained")
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+BATCH_TOKENS = 4096
+
+
+class Pretrained(torch.nn.Module):
+    """A transformer encoder with the head its class names in `task`, from a checkpoint or fresh.
+
+    Args:
+        config: the shape (`EncoderConfig.from_dict`); weights start random.
+        tokenizer: needed for texts, not for token ids.
+        settings: pooling and text settings of a sentence encoder.
+    """
+
+    task: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        tokenizer: TextTokenizer | None = None,
+        settings: SentenceSettings | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.settings = settings or SentenceSettings()
+        self.backbone = Backbone(config)
+        self.head = HEADS[self.task](config) if self.task else None
+        self._tie()
+
+    def _tie(self) -> None:
+        if self.task == "masked_lm" and self.config.tied:
+            self.head.decoder.weight = self.backbone.embeddings.word.weight
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        path_or_id: str | os.PathLike,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        max_length: int | None = None,
+        tokenizer: str | os.PathLike | None = None,
+    ) -> Model:
+        """Load a checkpoint in Hugging Face's layout; nothing in it is ever run.
+
+        Args:
+            path_or_id: a directory with config.json, safetensors (or pytorch_model.bin) and
+                tokenizer.json, perhaps with sentence-transformers' modules.json; or an id that
+                huggingface_hub resolves.
+            dtype: of the weights: torch.float32, bfloat16 or float16.
+            device: where the weights go.
+            max_length: cut texts to this many tokens instead of what the checkpoint says; with a
+                position table its size is the limit, ALiBi encoders take any length.
+            tokenizer: directory or id of another checkpoint whose tokenizer to take.
+
+        Returns:
+            The model, in eval mode.
+
+        Raises:
+            FileNotFoundError: a file of the checkpoint is missing, or no such id.
+            ValueError: config.json asks for what is not supported, a file is corrupt, or tensors
+                do not fit (all of them are named).
+        """
+        name = f"{cls.__name__}.from_pretrained"
+        if dtype not in DTYPES:
+            accepted = ", ".join(map(str, DTYPES))
+            raise ValueError(f"{name}: dtype must be one of {accepted}, got {dtype}")
+        directory, settings = read_settings(checkpoint.resolve(path_or_id))
+        config = checkpoint.read_config(directory)
+        if max_length is not None:
+            settings = replace(settings, max_length=max_length)
+        stretches = settings.max_length is not None and not config.architecture.positions
+        text_tokenizer = TextTokenizer.read(
+            directory if tokenizer is None else checkpoint.resolve(tokenizer),
+            limit=None if stretches else config.max_tokens,
+            wanted=settings.max_length,
+            lower_case=settings.lower_case,
+            token_types=config.type_vocab_size > 1,
+        )
+        with torch.inference_mode(False), torch.no_grad():
+            with torch.device("meta"):
+                model = cls(config, text_tokenizer, settings).to(dtype)
+            model.to_empty(device=device)
+            model._tie()
+            checkpoint.load_parameters(model, config, cls.task, directory)
+        return model.eval()
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Write a checkpoint that `from_pretrained`, transformers and sentence-transformers read.
+
+        It appears whole or not at all.
+
+        Args:
+            directory: must not exist yet, or be empty.
+
+        Raises:
+            FileExistsError: `directory` exists and is not an empty directory.
+        """
+        with checkpoint.whole_or_nothing(directory) as scratch:
+            checkpoint.save_parameters(self, self.config, self.task, scratch)
+            if self.tokenizer is not None:
+                self.tokenizer.save(scratch)
+            if self.task is None:
+                write_settings(scratch, self.settings, self.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.embeddings.word.weight.device
+
+    def _hidden(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states of a batch and its cu_seqlens, on the device of the weights."""
+        if self.device.type != "cpu":
+            batch = TokenBatch(*(None if t is None else t.to(self.device) for t in batch))
+        hidden = self.backbone(
+            batch.input_ids,
+            batch.cu_seqlens,
+            token_type_ids=batch.token_type_ids,
+            positions=batch.positions,
+        )
+        return hidden, batch.cu_seqlens
+
+    @property
+    def max_length(self) -> int:
+        """Tokens a text is cut to, special tokens included."""
+        return self._text_tokenizer("max_length").max_length
+
+    def _text_tokenizer(self, op: str) -> TextTokenizer:
+        if self.tokenizer is None:
+            raise ValueError(f"{op}: the encoder must have a tokenizer, got None")
+        return self.tokenizer

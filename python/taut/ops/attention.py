@@ -1,0 +1,176 @@
+"""Attention over sequences of varying length, packed without padding."""
+
+import math
+
+import torch
+
+from taut import registry
+from taut.ops._call import call
+
+_VARLEN_ATTENTION = registry.OPS["varlen_attention"]
+_QKVPACKED = registry.OPS["varlen_attention_qkvpacked"]
+
+
+def _seed(dropout_p, dropout_seed):
+    if dropout_seed is not None or dropout_p == 0:
+        return dropout_seed or 0
+    return int(torch.randint(1 << 62, ()))
+
+
+def _scale(softmax_scale, t):
+    if softmax_scale is not None or not isinstance(t, torch.Tensor) or t.shape[-1] == 0:
+        return softmax_scale or 1.0
+    return 1 / math.sqrt(t.shape[-1])
+
+
+def varlen_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor | None = None,
+    *,
+    softmax_scale: float | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    relative_bias: torch.Tensor | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    clip: tuple[float, float] | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: int | None = None,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention within each sequence of a packed batch.
+
+    A score is `softmax_scale * q . k`, soft-capped, plus the biases. Biases, `causal` and
+    `window_size` go by distance = i + len_k - len_q - j of query i and key j: ends are aligned, as
+    in flash-attn. Rows of q that see no key, or lie past cu_seqlens_q[-1], give zeros.
+
+    Args:
+        q: (total_q, heads, head_dim); fp32, bf16 or fp16; head_dim from 16 to 256, a multiple of
+            8. The last dimension is contiguous, the others may be strided.
+        k, v: (total_k, heads_kv, head_dim), dtype of q; heads is a multiple of heads_kv.
+        cu_seqlens_q: (batch + 1,) int32; sequence b is rows cu_seqlens_q[b] to cu_seqlens_q[b + 1].
+        cu_seqlens_k: the same for k and v; None: cu_seqlens_q.
+        softmax_scale: positive; None: 1 / sqrt(head_dim).
+        alibi_slopes: (heads,) or (batch, heads) fp32; adds -slope * |distance|.
+        relative_bias: (heads, 2R + 1) fp32; adds [head, clamp(-distance, -R, R) + R].
+        causal: hide keys with distance < 0.
+        window_size: (left, right): hide keys with distance > left or < -right; -1: no limit.
+        softcap: scores become softcap * tanh(score / softcap); 0: off.
+        clip: (zeta >= 1, gamma <= 0): probabilities become clamp((zeta - gamma) p + gamma, 0, 1).
+        dropout_p: chance in [0, 1) that a probability is dropped; the rest grow by 1 / (1 - p).
+        dropout_seed: with the seed, head, row of q and key index decide; None: drawn from torch's
+            default generator.
+        return_lse: also return the logsumexp of the scores; it carries no gradient.
+
+    Returns:
+        out (total_q, heads, head_dim) in the dtype of q, or (out, logsumexp (heads, total_q) fp32,
+        -inf for rows that see no key).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Source: Vaswani et al., "Attention is all you need", 2017; Press et al., "Train short, test
+    long" (ALiBi), 2022; Bondarenko et al., "Quantizable Transformers" (clip), 2023.
+    """
+    out, logsumexp = call(
+        _VARLEN_ATTENTION, q, k, v, cu_seqlens_q,
+        cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k,
+        _scale(softmax_scale, q), alibi_slopes, relative_bias, causal, window_size, softcap, clip,
+        dropout_p, _seed(dropout_p, dropout_seed),
+    )  # fmt: skip
+    return (out, logsumexp) if return_lse else out
+
+
+def varlen_attention_qkvpacked(
+    qkv: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    softmax_scale: float | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    relative_bias: torch.Tensor | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    clip: tuple[float, float] | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: int | None = None,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Self-attention within each sequence of a packed batch, from the output of one QKV projection.
+
+    Args:
+        qkv: (total, 3, heads, head_dim); q, k and v of every token; dtypes, strides and head_dim
+            as in `varlen_attention`.
+        cu_seqlens: (batch + 1,) int32; sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1].
+        bias: (3, heads, head_dim), dtype of qkv; the projection's bias, added while loading.
+        softmax_scale, alibi_slopes, relative_bias, causal, window_size, softcap, clip, dropout_p,
+            dropout_seed, return_lse: as in `varlen_attention`.
+
+    Returns:
+        out (total, heads, head_dim) in the dtype of qkv, or (out, logsumexp (heads, total) fp32).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    out, logsumexp = call(
+        _QKVPACKED, qkv, bias, cu_seqlens, _scale(softmax_scale, qkv), alibi_slopes, relative_bias,
+        causal, window_size, softcap, clip, dropout_p, _seed(dropout_p, dropout_seed),
+    )  # fmt: skip
+    return (out, logsumexp) if return_lse else out
+
+
+def _save(ctx, tensors, output, options):
+    """`options` begin at softmax_scale."""
+    out, logsumexp = output
+    scale, slopes, relative_bias, *ctx.rest = options
+    ctx.scale = scale
+    ctx.save_for_backward(*tensors, out, logsumexp, slopes, relative_bias)
+    ctx.mark_non_differentiable(logsumexp)
+
+
+def _setup_varlen_attention(ctx, inputs, output):
+    _save(ctx, inputs[:5], output, inputs[5:])
+
+
+def _setup_qkvpacked(ctx, inputs, output):
+    _save(ctx, inputs[:3], output, inputs[3:])
+
+
+def _option_gradients(slopes, relative_bias, dslopes, drelative_bias):
+    return (
+        None,
+        None if slopes is None else dslopes,
+        None if relative_bias is None else drelative_bias,
+        *(None,) * 6,
+    )
+
+
+def _varlen_attention_gradient(ctx, grad_out, _grad_logsumexp):
+    q, k, v, cu_q, cu_k, out, logsumexp, slopes, relative_bias = ctx.saved_tensors
+    dq, dk, dv, dslopes, dbias = torch.ops.taut.varlen_attention_backward(
+        grad_out.contiguous(), q, k, v, out, logsumexp, cu_q, cu_k, ctx.scale, slopes,
+        relative_bias, *ctx.rest,
+    )  # fmt: skip
+    return (dq, dk, dv, None, None, *_option_gradients(slopes, relative_bias, dslopes, dbias))
+
+
+def _qkvpacked_gradient(ctx, grad_out, _grad_logsumexp):
+    qkv, bias, cu_seqlens, out, logsumexp, slopes, relative_bias = ctx.saved_tensors
+    dqkv, dbias, dslopes, drelative_bias = torch.ops.taut.varlen_attention_qkvpacked_backward(
+        grad_out.contiguous(), qkv, bias, out, logsumexp, cu_seqlens, ctx.scale, slopes,
+        relative_bias, *ctx.rest,
+    )  # fmt: skip
+    return (
+        dqkv,
+        None if bias is None else dbias,
+        None,
+        *_option_gradients(slopes, relative_bias, dslopes, drelative_bias),
+    )
+
+
+registry.register_autograd("varlen_attention", _varlen_attention_gradient, _setup_varlen_attention)
+registry.register_autograd("varlen_attention_qkvpacked", _qkvpacked_gradient, _setup_qkvpacked)
