@@ -3,12 +3,14 @@
 import torch
 
 from taut.reference import norm
-from taut.reference._check import REFERENCE_FLOATS, check_optional_tensor, check_tensor
+from taut.reference._check import REFERENCE_FLOATS, check_optional_tensor, check_tensor, readable
 
 _INTEGERS = (torch.int32, torch.int64)
 
 
 def _check_range(op, name, ids, rows):
+    if not readable(ids):
+        return
     bad = ((ids < 0) | (ids >= rows)).nonzero()
     if bad.numel():
         index = int(bad[0])

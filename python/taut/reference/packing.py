@@ -2,7 +2,7 @@
 
 import torch
 
-from taut.reference._check import check_tensor, dtype_name
+from taut.reference._check import check_tensor, dtype_name, readable
 
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -46,6 +46,8 @@ def _check_rows(op, x, indices, rows):
     if x.dim() == 0:
         raise ValueError(f"{op}: x must have at least one dimension, got ()")
     check_tensor(op, "indices", indices, (None,), "(total_tokens,)", _INTEGERS)
+    if not readable(indices):
+        return
     bad = ((indices < 0) | (indices >= rows)).nonzero()
     if bad.numel():
         index = int(bad[0])
