@@ -4,7 +4,7 @@ The packed (total, 3, 12, head_dim) projection goes in, (total, 12, head_dim) co
 32 quantiles of a log-normal distribution of natural text. All contenders take turns in one process;
 the table gives medians.
 
-    python bench/bench_attention.py [--threads 2] [--rounds 40] [--json FILE]
+    python bench/bench_attention.py [--threads 2] [--rounds 40] [--quick] [--json FILE]
 """
 
 import argparse
@@ -71,7 +71,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument("--quick", action="store_true", help="two rounds")
     arguments = parser.parse_args()
+    rounds = 2 if arguments.quick else arguments.rounds
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     lengths = natural_lengths()
@@ -87,7 +89,7 @@ def main() -> None:
                 error = (run["taut"]().double() - exact).abs().max().item()
                 sdpa_error = (run["sdpa_loop"]().double() - exact).abs().max().item()
                 assert torch.allclose(unpad(run["sdpa_padded"]()).double(), exact, atol=0.05)
-                timings = interleaved(run, arguments.rounds)
+                timings = interleaved(run, rounds)
                 ms = {name: 1e3 * timing.median for name, timing in timings.items()}
                 rows.append({
                     "dtype": str(dtype).removeprefix("torch."), "head_dim": head_dim,

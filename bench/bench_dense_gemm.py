@@ -1,6 +1,6 @@
 """Packed linear layers against torch's linear and oneDNN with a prepacked weight, side by side.
 
-    python bench/bench_dense_gemm.py [--threads 2] [--gflop 100] [--json FILE]
+    python bench/bench_dense_gemm.py [--threads 2] [--gflop 60] [--quick] [--json FILE]
 
 All candidates of a row take turns in one process. `onednn` is what torch.compile's inductor calls
 for a frozen linear; for a fused row every peer does the same work with the fewest torch calls.
@@ -108,7 +108,10 @@ def main():
     parser.add_argument("--gflop", type=float, default=60, help="work per line, all candidates")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--json", type=Path, help="write every number to this file")
+    parser.add_argument("--quick", action="store_true", help="few rows, few rounds")
     options = parser.parse_args()
+    if options.quick:
+        options.rows, options.gflop = (1, 32), 0
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     results = []

@@ -1,7 +1,7 @@
 """What a call of each public op costs before any work: microseconds on tiny inputs, beside
 torch.add. Every round times all ops once, so that a noisy moment meets them all; the least counts.
 
-    python bench/bench_overhead.py [--json FILE]
+    python bench/bench_overhead.py [--quick] [--json FILE]
 """
 
 import argparse
@@ -15,6 +15,7 @@ import taut
 
 CALLS = 200
 ROUNDS = 40
+QUICK_ROUNDS = 2
 
 
 def cases():
@@ -25,6 +26,8 @@ def cases():
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     lengths = torch.tensor([2, 3])
     cu_seqlens = torch.tensor([0, 1, 4], dtype=torch.int32)
+    qkv = torch.randn(4, 3, 1, 16)
+    packed = taut.pack_weight(torch.randn(16, 16))
     return {
         "torch.add": lambda: torch.add(x, residual),
         "torch layer_norm": lambda: torch.nn.functional.layer_norm(x, (16,), vector, vector),
@@ -36,6 +39,12 @@ def cases():
         "embed_layer_norm": lambda: taut.embed_layer_norm(
             ids, x, positions=ids, position=residual, weight=vector, norm_bias=vector
         ),
+        "varlen_attention": lambda: taut.varlen_attention(*qkv.unbind(1), cu_seqlens),
+        "varlen_attention_qkvpacked": lambda: taut.varlen_attention_qkvpacked(qkv, cu_seqlens),
+        "packed_linear": lambda: taut.packed_linear(x, packed, vector, out_features=16),
+        "packed_linear_layer_norm": lambda: taut.packed_linear_layer_norm(
+            x, packed, vector, residual, vector, vector
+        ),
         "pool": lambda: taut.pool(x, cu_seqlens),
         "pack_mask": lambda: taut.pack_mask(mask),
         "pack_lengths": lambda: taut.pack_lengths(lengths, 3),
@@ -44,9 +53,9 @@ def cases():
     }
 
 
-def microseconds_per_call(functions):
+def microseconds_per_call(functions, rounds):
     best = dict.fromkeys(functions, float("inf"))
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, function in functions.items():
             begin = time.perf_counter()
             for _ in range(CALLS):
@@ -58,13 +67,15 @@ def microseconds_per_call(functions):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument("--quick", action="store_true", help="few rounds")
     options = parser.parse_args()
-    results = {"grad mode": microseconds_per_call(cases())}
+    rounds = QUICK_ROUNDS if options.quick else ROUNDS
+    results = {"grad mode": microseconds_per_call(cases(), rounds)}
     with torch.inference_mode():
-        results["inference mode"] = microseconds_per_call(cases())
-    print(f"{'us per call':24s}" + "".join(f"{mode:>16s}" for mode in results))
+        results["inference mode"] = microseconds_per_call(cases(), rounds)
+    print(f"{'us per call':28s}" + "".join(f"{mode:>16s}" for mode in results))
     for name in results["grad mode"]:
-        print(f"{name:24s}" + "".join(f"{figures[name]:16.2f}" for figures in results.values()))
+        print(f"{name:28s}" + "".join(f"{figures[name]:16.2f}" for figures in results.values()))
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 
