@@ -27,6 +27,7 @@ def cases():
     lengths = torch.tensor([2, 3])
     cu_seqlens = torch.tensor([0, 1, 4], dtype=torch.int32)
     qkv = torch.randn(4, 3, 1, 16)
+    q, k, v = qkv.unbind(1)
     packed = taut.pack_weight(torch.randn(16, 16))
     return {
         "torch.add": lambda: torch.add(x, residual),
@@ -39,7 +40,7 @@ def cases():
         "embed_layer_norm": lambda: taut.embed_layer_norm(
             ids, x, positions=ids, position=residual, weight=vector, norm_bias=vector
         ),
-        "varlen_attention": lambda: taut.varlen_attention(*qkv.unbind(1), cu_seqlens),
+        "varlen_attention": lambda: taut.varlen_attention(q, k, v, cu_seqlens),
         "varlen_attention_qkvpacked": lambda: taut.varlen_attention_qkvpacked(qkv, cu_seqlens),
         "packed_linear": lambda: taut.packed_linear(x, packed, vector, out_features=16),
         "packed_linear_layer_norm": lambda: taut.packed_linear_layer_norm(

@@ -13,16 +13,20 @@ namespace taut {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline std::string shape_of(const Tensor& t) {
-  std::ostringstream out;
+// The shape of a tensor as Python writes it; formatted only where it is printed.
+struct ShapeOf {
+  const Tensor& tensor;
+};
+inline ShapeOf shape_of(const Tensor& t) { return {t}; }
+inline std::ostream& operator<<(std::ostream& out, ShapeOf shape) {
+  const Tensor& t = shape.tensor;
   out << '(';
   for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
-  out << (t.dim() == 1 ? ",)" : ")");
-  return out.str();
+  return out << (t.dim() == 1 ? ",)" : ")");
 }
 
 // As torch prints it, without "torch.".
-inline std::string dtype_name(ScalarType dtype) {
+inline const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Bool: return "bool";
     case ScalarType::Byte: return "uint8";

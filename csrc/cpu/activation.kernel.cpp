@@ -59,8 +59,7 @@ void activate_gated(const ActivationParams& p, int64_t begin, int64_t end) {
 }
 
 template <class T, class Act>
-void activate_backward(const ActivationBackwardParams& p, float* sums, int64_t begin,
-                       int64_t end) {
+void activate_backward(const ActivationBackwardParams& p, float* sums, int64_t begin, int64_t end) {
   const T* bias = static_cast<const T*>(p.bias);
   for (int64_t r = begin; r < end; ++r) {
     const T* x = static_cast<const T*>(p.x) + r * p.x_stride;

@@ -141,8 +141,8 @@ inline void set_attention_inputs(AttentionParams& p, const Tensor& q, const Tens
 }
 
 inline void set_packed_attention_inputs(AttentionParams& p, const Tensor& qkv,
-                                        const std::optional<Tensor>& bias,
-                                        const Tensor& cu_seqlens, const char* op) {
+                                        const std::optional<Tensor>& bias, const Tensor& cu_seqlens,
+                                        const char* op) {
   check_cpu(qkv, op, "qkv");
   check(qkv.dim() == 4 && qkv.size(1) == 3, op, "qkv must be (total, 3, heads, head_dim), got ",
         shape_of(qkv));

@@ -135,11 +135,12 @@ std::tuple<Tensor, Tensor> run_backward(AttentionBackwardParams& p, int64_t batc
 AttentionGradient gradient(Tensor& t) { return {t.mutable_data_ptr(), t.stride(0), t.stride(1)}; }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
-    Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp,
-    Tensor cu_seqlens_q, Tensor cu_seqlens_k, double softmax_scale,
-    std::optional<Tensor> alibi_slopes, std::optional<Tensor> relative_bias, bool causal,
-    std::vector<int64_t> window_size, double softcap, std::optional<std::vector<double>> clip,
-    double dropout_p, int64_t dropout_seed) {
+    const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+    const Tensor& logsumexp, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+    double softmax_scale, const std::optional<Tensor>& alibi_slopes,
+    const std::optional<Tensor>& relative_bias, bool causal,
+    const std::vector<int64_t>& window_size, double softcap,
+    const std::optional<std::vector<double>>& clip, double dropout_p, int64_t dropout_seed) {
   const char* op = "varlen_attention_backward";
   const ScalarType dtype = q.scalar_type();
   const BackwardKernels kernels = kernels_of(dtype, op, "q");
@@ -169,11 +170,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> varlen_attention_qkvpacked_backward(
-    Tensor grad_out, Tensor qkv, std::optional<Tensor> bias, Tensor out, Tensor logsumexp,
-    Tensor cu_seqlens, double softmax_scale, std::optional<Tensor> alibi_slopes,
-    std::optional<Tensor> relative_bias, bool causal, std::vector<int64_t> window_size,
-    double softcap, std::optional<std::vector<double>> clip, double dropout_p,
-    int64_t dropout_seed) {
+    const Tensor& grad_out, const Tensor& qkv, const std::optional<Tensor>& bias, const Tensor& out,
+    const Tensor& logsumexp, const Tensor& cu_seqlens, double softmax_scale,
+    const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& relative_bias,
+    bool causal, const std::vector<int64_t>& window_size, double softcap,
+    const std::optional<std::vector<double>>& clip, double dropout_p, int64_t dropout_seed) {
   const char* op = "varlen_attention_qkvpacked_backward";
   const ScalarType dtype = qkv.scalar_type();
   const BackwardKernels kernels = kernels_of(dtype, op, "qkv");
@@ -191,8 +192,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> varlen_attention_qkvpacked_backward(
   const int64_t columns = f.heads * f.head_dim, bytes = dtype == ScalarType::Float ? 4 : 2;
   AttentionGradient* gradients[3] = {&p.dq, &p.dk, &p.dv};
   for (int64_t i = 0; i < 3; ++i)
-    *gradients[i] = {static_cast<char*>(dqkv.mutable_data_ptr()) + i * columns * bytes,
-                     3 * columns, f.head_dim};
+    *gradients[i] = {static_cast<char*>(dqkv.mutable_data_ptr()) + i * columns * bytes, 3 * columns,
+                     f.head_dim};
   auto [dslopes, drelative_bias] =
       run_backward(p, batch, f.total_q, alibi_slopes, relative_bias, kernels.gradients);
   clear_tokens(dqkv, f.cu_seqlens_q[batch]);

@@ -7,7 +7,6 @@
 //   dV += P^T dO     dK += dS^T Q     dQ += dS K
 // With clipping, D is D through the clamp, and delta needs a sweep of its own.
 #include "cpu/attention.h"
-
 #include "cpu/attention_pack.h"
 #include "cpu/attention_scores.h"
 

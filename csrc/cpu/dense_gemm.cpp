@@ -37,12 +37,11 @@ void with_bits(ScalarType dtype, const Body& body) {
   dtype == ScalarType::Float ? body(uint32_t{}) : body(uint16_t{});
 }
 
-Tensor pack_weight(Tensor weight) {
+Tensor pack_weight(const Tensor& weight) {
   const char* op = "pack_weight";
   check_cpu(weight, op, "weight");
   check(weight.dim() == 2 && weight.size(0) > 0 && weight.size(1) > 0, op,
-        "weight must be (out_features, in_features), at least one of each, got ",
-        shape_of(weight));
+        "weight must be (out_features, in_features), at least one of each, got ", shape_of(weight));
   const ScalarType dtype = weight.scalar_type();
   const int64_t step = step_of(dtype, op, "weight");
   const int64_t channels = weight.size(0), depth = weight.size(1);
@@ -82,7 +81,7 @@ void check_packed(const Tensor& packed, int64_t channels, int64_t depth, ScalarT
   check(packed.is_contiguous(), op, "packed must be contiguous");
 }
 
-Tensor unpack_weight(Tensor packed, int64_t channels, int64_t depth) {
+Tensor unpack_weight(const Tensor& packed, int64_t channels, int64_t depth) {
   const char* op = "unpack_weight";
   const ScalarType dtype = packed.scalar_type();
   check_packed(packed, channels, depth, dtype, op);
@@ -131,8 +130,7 @@ struct Launch {
 Launch prepare(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
                int64_t out_features, const char* op) {
   check_cpu(x, op, "x");
-  if (x.dim() != 2)
-    check(false, op, "x must be (total_tokens, in_features), got ", shape_of(x));
+  if (x.dim() != 2) check(false, op, "x must be (total_tokens, in_features), got ", shape_of(x));
   const ScalarType dtype = x.scalar_type();
   step_of(dtype, op, "x");
   const int64_t depth = x.size(1);
@@ -193,8 +191,8 @@ void run_blocks(const Launch& launch, const Body& body) {
   });
 }
 
-Tensor packed_linear(Tensor x, Tensor packed, std::optional<Tensor> bias, int64_t out_features,
-                     std::string activation) {
+Tensor packed_linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
+                     int64_t out_features, const std::string& activation) {
   const char* op = "packed_linear";
   Launch launch = prepare(x, packed, bias, out_features, op);
   GemmParams& p = launch.params;
@@ -208,9 +206,10 @@ Tensor packed_linear(Tensor x, Tensor packed, std::optional<Tensor> bias, int64_
   return out;
 }
 
-Tensor packed_linear_layer_norm(Tensor x, Tensor packed, std::optional<Tensor> bias,
-                                Tensor residual, std::optional<Tensor> weight,
-                                std::optional<Tensor> norm_bias, double eps) {
+Tensor packed_linear_layer_norm(const Tensor& x, const Tensor& packed,
+                                const std::optional<Tensor>& bias, const Tensor& residual,
+                                const std::optional<Tensor>& weight,
+                                const std::optional<Tensor>& norm_bias, double eps) {
   const char* op = "packed_linear_layer_norm";
   if (residual.dim() != 2)
     check(false, op, "residual must be (total_tokens, out_features), got ", shape_of(residual));

@@ -43,15 +43,16 @@ struct GeluFor<bf16> : GeluForBf16 {};
 template <class Function, class T>
 void linear(const GemmParams& p, const GemmBlock& block) {
   T* out = static_cast<T*>(p.out);
-  multiply(p, block, out, [&](const float* sums, int64_t stride, int64_t row, int64_t rows,
-                              int64_t channel, int64_t channels) {
-    for_columns(channels, [&](int64_t c, int n) {
-      const Vec bias = bias_of<T>(p, channel + c, n);
-      for (int64_t r = 0; r < rows; ++r)
-        store(Function::apply(Vec::load(sums + r * stride + c) + bias),
-              out + (row + r) * p.out_features + channel + c, n);
-    });
-  });
+  multiply(p, block, out,
+           [&](const float* sums, int64_t stride, int64_t row, int64_t rows, int64_t channel,
+               int64_t channels) {
+             for_columns(channels, [&](int64_t c, int n) {
+               const Vec bias = bias_of<T>(p, channel + c, n);
+               for (int64_t r = 0; r < rows; ++r)
+                 store(Function::apply(Vec::load(sums + r * stride + c) + bias),
+                       out + (row + r) * p.out_features + channel + c, n);
+             });
+           });
 }
 
 template <class T>
@@ -70,18 +71,19 @@ template <class T>
 void sums_with_residual(const GemmParams& p, const GemmBlock& block, float* out) {
   const T* residual = static_cast<const T*>(p.residual);
   const int64_t out_stride = p.sums_stride();
-  multiply(p, block, residual, [&](const float* sums, int64_t stride, int64_t row, int64_t rows,
-                                   int64_t channel, int64_t channels) {
-    for_columns(channels, [&](int64_t c, int n) {
-      const Vec bias = bias_of<T>(p, channel + c, n);
-      for (int64_t r = 0; r < rows; ++r) {
-        const Vec sum = Vec::load(sums + r * stride + c) + bias;
-        const T* to_add = residual + (row + r) * p.residual_stride + channel + c;
-        store(sum + load(to_add, n), out + (row + r - block.row_begin) * out_stride + channel + c,
-              n);
-      }
-    });
-  });
+  multiply(p, block, residual,
+           [&](const float* sums, int64_t stride, int64_t row, int64_t rows, int64_t channel,
+               int64_t channels) {
+             for_columns(channels, [&](int64_t c, int n) {
+               const Vec bias = bias_of<T>(p, channel + c, n);
+               for (int64_t r = 0; r < rows; ++r) {
+                 const Vec sum = Vec::load(sums + r * stride + c) + bias;
+                 const T* to_add = residual + (row + r) * p.residual_stride + channel + c;
+                 store(sum + load(to_add, n),
+                       out + (row + r - block.row_begin) * out_stride + channel + c, n);
+               }
+             });
+           });
 }
 
 // The sum of term(c, n) over the columns of a row; four sums side by side, added in a fixed order,
@@ -104,16 +106,16 @@ void norm(const GemmParams& p, int64_t begin, int64_t end, const float* sums) {
   const T* norm_bias = static_cast<const T*>(p.norm_bias);
   for (int64_t r = begin; r < end; ++r, sums += p.sums_stride()) {
     T* out = static_cast<T*>(p.out) + r * columns;
-    const float mean = inverse * sum_over(columns, [&](int64_t c, int n) {
-      return load(sums + c, n);
-    });
+    const float mean =
+        inverse * sum_over(columns, [&](int64_t c, int n) { return load(sums + c, n); });
     float means[Vec::kWidth];
     Vec::set(mean).store(means);
     const float variance = inverse * sum_over(columns, [&](int64_t c, int n) {
-      // The mean is loaded with the same mask, so that lanes past the end stay 0.
-      const Vec d = load(sums + c, n) - load(means, n);
-      return d * d;
-    });
+                             // The mean is loaded with the same mask, so that lanes past the end
+                             // stay 0.
+                             const Vec d = load(sums + c, n) - load(means, n);
+                             return d * d;
+                           });
     const Vec rstd = Vec::set(1.0f) / sqrt(Vec::set(variance + p.eps));
     for_columns(columns, [&](int64_t c, int n) {
       Vec v = (load(sums + c, n) - Vec::set(mean)) * rstd;

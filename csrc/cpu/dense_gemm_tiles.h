@@ -17,7 +17,7 @@
 namespace taut {
 namespace TAUT_ISA {
 
-constexpr int64_t kTile = 16;      // rows and channels of a tile of sums
+constexpr int64_t kTile = 16;       // rows and channels of a tile of sums
 constexpr int64_t kTileDepth = 32;  // k per tile of x
 constexpr int64_t kBlock = 2 * kTile;
 
@@ -143,8 +143,10 @@ void multiply_by_tiles(const GemmParams& p, const GemmBlock& block, const Finish
           finish_rows(previous, tile_rows, step * rows_per_step, rows_per_step, finish);
       }
       store_tiles(sums[parity]);
-      previous = {{block.row_begin + r0, block.row_begin + r1}, channel,
-                  end - channel < kBlock ? end - channel : kBlock, sums[parity]};
+      previous = {{block.row_begin + r0, block.row_begin + r1},
+                  channel,
+                  end - channel < kBlock ? end - channel : kBlock,
+                  sums[parity]};
       parity ^= 1;
     }
   }

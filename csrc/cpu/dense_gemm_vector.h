@@ -58,8 +58,7 @@ inline void multiply_add(Vec (&sums)[Rows][kTileVectors], const T* x, int64_t x_
   for (int r = 0; r < Rows; ++r) {
     const auto value = Operand::value(x + r * x_stride);
 #pragma GCC unroll 8
-    for (int v = 0; v < kTileVectors; ++v)
-      sums[r][v] = Operand::add(value, weight[v], sums[r][v]);
+    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Operand::add(value, weight[v], sums[r][v]);
   }
 }
 

@@ -22,8 +22,7 @@ bool request_amx() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
 bool supports(Isa isa) {
   switch (isa) {
-    case Isa::portable:
-      return true;
+    case Isa::portable: return true;
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
              __builtin_cpu_supports("f16c");
@@ -31,8 +30,7 @@ bool supports(Isa isa) {
       return supports(Isa::avx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512dq");
-    case Isa::avx512_bf16:
-      return supports(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
+    case Isa::avx512_bf16: return supports(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
     case Isa::amx: {
       // CPUID.7.0:EDX bits 22 (AMX-BF16), 24 (AMX-TILE), 25 (AMX-INT8); gcc 12 knows no name.
       unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;

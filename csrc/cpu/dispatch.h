@@ -58,7 +58,8 @@ struct KernelTable {
 }  // namespace taut
 
 #if defined(__x86_64__)
-#define TAUT_FOR_EACH_X86_ISA(X, name) X(avx2, name) X(avx512, name) X(avx512_bf16, name) X(amx, name)
+#define TAUT_FOR_EACH_X86_ISA(X, name) \
+  X(avx2, name) X(avx512, name) X(avx512_bf16, name) X(amx, name)
 #else
 #define TAUT_FOR_EACH_X86_ISA(X, name)
 #endif
@@ -72,18 +73,30 @@ struct KernelTable {
   X(portable, name) TAUT_FOR_EACH_X86_ISA(X, name) TAUT_FOR_EMULATED_ISA(X, name)
 
 // Declares `name`, a function of type `Function`, in the namespace of every instruction set.
-#define TAUT_DECLARE_KERNEL(name, Function)             \
-  namespace portable { Function name; }                 \
-  namespace avx2 { Function name; }                     \
-  namespace avx512 { Function name; }                   \
-  namespace avx512_bf16 { Function name; }              \
-  namespace amx { Function name; }                      \
-  namespace amx_emulated { Function name; }
+#define TAUT_DECLARE_KERNEL(name, Function) \
+  namespace portable {                      \
+  Function name;                            \
+  }                                         \
+  namespace avx2 {                          \
+  Function name;                            \
+  }                                         \
+  namespace avx512 {                        \
+  Function name;                            \
+  }                                         \
+  namespace avx512_bf16 {                   \
+  Function name;                            \
+  }                                         \
+  namespace amx {                           \
+  Function name;                            \
+  }                                         \
+  namespace amx_emulated {                  \
+  Function name;                            \
+  }
 #define TAUT_KERNEL_ADDRESS(isa, name) &isa::name,
 // The kernel `name` of the active instruction set.
-#define TAUT_KERNEL(name)                                                                    \
-  ([]() -> decltype(&portable::name) {                                                       \
-    static constexpr ::taut::KernelTable<std::remove_pointer_t<decltype(&portable::name)>>   \
-        table{{TAUT_FOR_EACH_ISA(TAUT_KERNEL_ADDRESS, name)}};                               \
-    return table.get();                                                                      \
+#define TAUT_KERNEL(name)                                                                         \
+  ([]() -> decltype(&portable::name) {                                                            \
+    static constexpr ::taut::KernelTable<std::remove_pointer_t<decltype(&portable::name)>> table{ \
+        {TAUT_FOR_EACH_ISA(TAUT_KERNEL_ADDRESS, name)}};                                          \
+    return table.get();                                                                           \
   }())

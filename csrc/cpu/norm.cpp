@@ -97,8 +97,7 @@ struct NormGradients {
 // dnorm_bias holds zeros for RMSNorm (no mean); so do dbias and dweight where none was given.
 NormGradients run_norm_backward(const char* op, const Tensor& grad_out, const Optional& grad_sum,
                                 const Tensor& x, const Optional& residual, const Optional& bias,
-                                const Optional& weight, const Optional& mean,
-                                const Tensor& rstd) {
+                                const Optional& weight, const Optional& mean, const Tensor& rstd) {
   check_norm(op, x, residual, bias, weight, std::nullopt);
   const int64_t rows = x.size(0), columns = x.size(1);
   const ScalarType dtype = x.scalar_type();
@@ -149,9 +148,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm_backward(
 
 std::tuple<Tensor, Tensor, Tensor> rms_norm_backward(const Tensor& grad_out,
                                                      const Optional& grad_sum, const Tensor& x,
-                                                     const Optional& residual,
-                                                     const Optional& bias, const Optional& weight,
-                                                     const Tensor& rstd) {
+                                                     const Optional& residual, const Optional& bias,
+                                                     const Optional& weight, const Tensor& rstd) {
   NormGradients g = run_norm_backward("rms_norm_backward", grad_out, grad_sum, x, residual, bias,
                                       weight, std::nullopt, rstd);
   rms_norm_backward_variant.record();

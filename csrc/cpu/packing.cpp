@@ -108,8 +108,8 @@ Packing pack_lengths(const Tensor& lengths, int64_t padded_length) {
     for (int64_t i = 0; i < batch; ++i) {
       const int64_t length = values[i * stride];
       if (length < 0 || length > padded_length)
-        check(false, op, "lengths must be in [0, ", padded_length, "], got ", length,
-              " at index ", i);
+        check(false, op, "lengths must be in [0, ", padded_length, "], got ", length, " at index ",
+              i);
       offsets[i + 1] = static_cast<int32_t>(length);
     }
   });

@@ -48,8 +48,8 @@ Tensor pool(const Tensor& x, const Tensor& cu_seqlens, const std::string& mode, 
   const char* op = "pool";
   const ScalarType dtype = x.scalar_type();
   PoolParams p = check_pool(op, x, cu_seqlens, mode, normalize);
-  PoolSequence* kernel = float_kernel(dtype, op, "x", TAUT_KERNEL(pool_f32),
-                                      TAUT_KERNEL(pool_bf16), TAUT_KERNEL(pool_f16));
+  PoolSequence* kernel = float_kernel(dtype, op, "x", TAUT_KERNEL(pool_f32), TAUT_KERNEL(pool_bf16),
+                                      TAUT_KERNEL(pool_f16));
   const int64_t batch = cu_seqlens.size(0) - 1;
   Tensor out = empty_cpu({batch, p.columns}, dtype);
   p.out = out.mutable_data_ptr();
@@ -64,8 +64,8 @@ Tensor pool_backward(const Tensor& grad_out, const Tensor& x, const Tensor& cu_s
   const ScalarType dtype = x.scalar_type();
   PoolParams p = check_pool(op, x, cu_seqlens, mode, normalize);
   PoolSequence* kernel =
-      float_kernel(dtype, op, "x", TAUT_KERNEL(pool_backward_f32),
-                   TAUT_KERNEL(pool_backward_bf16), TAUT_KERNEL(pool_backward_f16));
+      float_kernel(dtype, op, "x", TAUT_KERNEL(pool_backward_f32), TAUT_KERNEL(pool_backward_bf16),
+                   TAUT_KERNEL(pool_backward_f16));
   const int64_t batch = cu_seqlens.size(0) - 1, tokens = x.size(0);
   check_rows(grad_out, batch, p.columns, dtype, op, "grad_out");
   Tensor dx = empty_cpu({tokens, p.columns}, dtype);

@@ -84,8 +84,7 @@ void unnormalize(const float* pooled, float* gradient, int64_t columns) {
   const float norm = l2_norm(pooled, columns);
   const bool tiny = norm <= kSmallestNorm;
   const Vec divisor = Vec::set(tiny ? kSmallestNorm : norm);
-  const Vec along =
-      Vec::set(tiny ? 0.0f : dot(pooled, gradient, columns) / norm) / divisor;
+  const Vec along = Vec::set(tiny ? 0.0f : dot(pooled, gradient, columns) / norm) / divisor;
   for_columns(columns, [&](int64_t c, int n) {
     store(fnma(load(pooled + c, n), along, load(gradient + c, n)) / divisor, gradient + c, n);
   });

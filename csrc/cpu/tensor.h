@@ -101,14 +101,10 @@ inline Kernel* float_kernel(ScalarType dtype, const char* op, const char* name, 
 template <class Body>
 inline void with_float_type(ScalarType dtype, const char* op, const char* name, const Body& body) {
   switch (dtype) {
-    case ScalarType::Float:
-      return body(float{});
-    case ScalarType::BFloat16:
-      return body(bf16{});
-    case ScalarType::Half:
-      return body(f16{});
-    default:
-      check(false, op, name, " must be float32, bfloat16, float16, got ", dtype_name(dtype));
+    case ScalarType::Float: return body(float{});
+    case ScalarType::BFloat16: return body(bf16{});
+    case ScalarType::Half: return body(f16{});
+    default: check(false, op, name, " must be float32, bfloat16, float16, got ", dtype_name(dtype));
   }
 }
 

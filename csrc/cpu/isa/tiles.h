@@ -87,7 +87,8 @@ inline void emulated_dot_bf16(int tile_c, int tile_a, int tile_b) {
   EmulatedTiles& tiles = configured_tiles();
   const int pairs = tiles.config.row_bytes[tile_a] / 4;
   // The hardware faults when the shapes of the three tiles do not fit together.
-  if (tiles.config.rows[tile_c] != tiles.config.rows[tile_a] || tiles.config.rows[tile_b] != pairs ||
+  if (tiles.config.rows[tile_c] != tiles.config.rows[tile_a] ||
+      tiles.config.rows[tile_b] != pairs ||
       tiles.config.row_bytes[tile_c] != tiles.config.row_bytes[tile_b])
     __builtin_trap();
   for (int m = 0; m < tiles.config.rows[tile_c]; ++m) {

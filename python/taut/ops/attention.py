@@ -9,6 +9,7 @@ from taut.ops._call import call
 
 _VARLEN_ATTENTION = registry.OPS["varlen_attention"]
 _QKVPACKED = registry.OPS["varlen_attention_qkvpacked"]
+_DEFAULTS = [False, (-1, -1), 0.0, None, 0.0, None]  # of the options that are no tensors
 
 
 def _seed(dropout_p, dropout_seed):
@@ -21,6 +22,15 @@ def _scale(softmax_scale, t):
     if softmax_scale is not None or not isinstance(t, torch.Tensor) or t.shape[-1] == 0:
         return softmax_scale or 1.0
     return 1 / math.sqrt(t.shape[-1])
+
+
+def _call(op, tensors, scale, options):
+    """Options left at their defaults are left out: see registry."""
+    slopes, relative_bias, *rest = options
+    if slopes is None and relative_bias is None and rest == _DEFAULTS:
+        return call(op, *tensors, scale)
+    *options, dropout_p, dropout_seed = options
+    return call(op, *tensors, scale, *options, dropout_p, _seed(dropout_p, dropout_seed))
 
 
 def varlen_attention(
@@ -75,12 +85,12 @@ def varlen_attention(
     Source: Vaswani et al., "Attention is all you need", 2017; Press et al., "Train short, test
     long" (ALiBi), 2022; Bondarenko et al., "Quantizable Transformers" (clip), 2023.
     """
-    out, logsumexp = call(
-        _VARLEN_ATTENTION, q, k, v, cu_seqlens_q,
-        cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k,
-        _scale(softmax_scale, q), alibi_slopes, relative_bias, causal, window_size, softcap, clip,
-        dropout_p, _seed(dropout_p, dropout_seed),
-    )  # fmt: skip
+    out, logsumexp = _call(
+        _VARLEN_ATTENTION,
+        (q, k, v, cu_seqlens_q, cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k),
+        _scale(softmax_scale, q),
+        (alibi_slopes, relative_bias, causal, window_size, softcap, clip, dropout_p, dropout_seed),
+    )
     return (out, logsumexp) if return_lse else out
 
 
@@ -116,10 +126,12 @@ def varlen_attention_qkvpacked(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    out, logsumexp = call(
-        _QKVPACKED, qkv, bias, cu_seqlens, _scale(softmax_scale, qkv), alibi_slopes, relative_bias,
-        causal, window_size, softcap, clip, dropout_p, _seed(dropout_p, dropout_seed),
-    )  # fmt: skip
+    out, logsumexp = _call(
+        _QKVPACKED,
+        (qkv, bias, cu_seqlens),
+        _scale(softmax_scale, qkv),
+        (alibi_slopes, relative_bias, causal, window_size, softcap, clip, dropout_p, dropout_seed),
+    )
     return (out, logsumexp) if return_lse else out
 
 
