@@ -4,7 +4,6 @@ import torch
 
 from taut.registry import Op
 
-
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _is_inference = torch.is_inference_mode_enabled
