@@ -5,6 +5,7 @@ README.md says what each does.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -42,6 +43,8 @@ class CMakeBuild(build_ext):
             f"-S{ROOT}",
             f"-B{build_dir}",
             "-GNinja",
+            # Named anew every time: an isolated build's ninja is gone by the next one.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DTAUT_OUTPUT_DIR={package_dir}",
             f"-DTAUT_TORCH_INCLUDE_DIRS={includes}",

@@ -1,7 +1,13 @@
 """Fixtures every test file may use: the CPU instruction set to run on, fresh seeds."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Before anything imports triton: what triton defines at import would stay compiled.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from taut._native import available_isas, libraries
 

@@ -231,3 +231,20 @@ def test_refuses_wrong_types_and_packed_values():
 
 def test_defaults_are_those_of_the_signature():
     assert set(DEFAULTS) < set(taut.varlen_attention.__kwdefaults__)
+
+
+def test_a_hidden_key_shows_nothing(isa):
+    """Neither NaN in a key nor a huge value of one that comes later reaches an earlier row."""
+    qkv = torch.randn(40, 3, 2, 32)
+    cu_seqlens = torch.tensor([0, 40], dtype=torch.int32)
+    want = taut.varlen_attention_qkvpacked(qkv, cu_seqlens, causal=True)[:30]
+    qkv[30, 1] = float("nan")
+    assert torch.equal(taut.varlen_attention_qkvpacked(qkv, cu_seqlens, causal=True)[:30], want)
+    qkv[30, 1], qkv[30, 2] = 0.0, 3e38
+    assert torch.equal(taut.varlen_attention_qkvpacked(qkv, cu_seqlens, causal=True)[:30], want)
+
+
+def test_a_scale_of_zero_is_refused():
+    qkv, cu_seqlens = torch.randn(4, 3, 1, 16), torch.tensor([0, 4], dtype=torch.int32)
+    with pytest.raises(ValueError, match="softmax_scale must be"):
+        taut.varlen_attention_qkvpacked(qkv, cu_seqlens, softmax_scale=0.0)

@@ -251,3 +251,35 @@ def test_backward_refuses_bad_arguments():
         torch.ops.taut.varlen_attention_backward(
             q, q, k, v, q, torch.zeros(5, HEADS), cu, cu, *options
         )
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_bias_gradients_do_not_magnify_rounding(isa, dtype):
+    """Sums along diagonals multiply a row's error by distances up to its length."""
+    length, heads = 300, 2
+    cu_seqlens = torch.tensor([0, length], dtype=torch.int32)
+    qkv = torch.randn(length, 3, heads, 32).to(dtype)
+    grad = torch.randn(length, heads, 32).to(dtype)
+
+    def gradients(qkv):
+        slopes = torch.full((heads,), 0.1, requires_grad=True)
+        bias = torch.randn(heads, 21, generator=torch.Generator().manual_seed(0))
+        bias.requires_grad_()
+        out = taut.varlen_attention_qkvpacked(
+            qkv, cu_seqlens, alibi_slopes=slopes, relative_bias=bias
+        )
+        return torch.autograd.grad(out, (slopes, bias), grad.to(qkv.dtype))
+
+    for got, want in zip(gradients(qkv), gradients(qkv.float()), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3 * float(want.abs().max()))
+
+
+def test_no_heads_and_no_second_derivatives():
+    qkv = torch.zeros(3, 3, 0, 64, requires_grad=True)
+    cu_seqlens = torch.tensor([0, 3], dtype=torch.int32)
+    taut.varlen_attention_qkvpacked(qkv, cu_seqlens).sum().backward()
+    assert qkv.grad.shape == qkv.shape
+    x = torch.randn(2, 8, requires_grad=True)
+    (first,) = torch.autograd.grad(taut.layer_norm(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="layer_norm: second derivatives are not supported"):
+        first.sum().backward()

@@ -226,3 +226,25 @@ def test_linear_in_inference_mode_can_train_afterwards():
         born_here.weight.mul_(2)
         want = torch.nn.functional.linear(x, born_here.weight, born_here.bias)
         torch.testing.assert_close(born_here(x), want)
+
+
+def test_linear_follows_a_fused_optimizer_and_a_round_trip():
+    linear = Linear(64, 64)
+    x = torch.randn(3, 64)
+    optimizer = torch.optim.AdamW(linear.parameters(), lr=0.1, fused=True)
+    for _ in range(3):
+        linear(x).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            want = torch.nn.functional.linear(x, linear.weight, linear.bias)
+            torch.testing.assert_close(linear(x), want)
+            linear.bfloat16()(x.bfloat16())
+            linear.float()
+            want = torch.nn.functional.linear(x, linear.weight, linear.bias)
+            torch.testing.assert_close(linear(x), want)
+
+
+def test_embeddings_can_be_trained_on(encoder):
+    probe = torch.nn.Linear(encoder.config.hidden_size, 2)
+    probe(encoder.encode(TEXTS)).sum().backward()
+    assert probe.weight.grad is not None

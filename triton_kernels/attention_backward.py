@@ -101,8 +101,9 @@ def _query_gradient_kernel(
     lse = _load_lse(logsumexp, total_q, head, begin_q, row, len_q)
     begin, end = key_range(first_row, len_k - len_q, len_k, p, BLOCK_M, BLOCK_N)
 
-    # delta: sum over keys of softmax times its gradient; without clipping that is out . grad_out.
-    if p.zeta is None:
+    # delta: sum over keys of softmax times its gradient; without clipping that is out . grad_out,
+    # but for the rounding of out, which the gradient of the relative bias would magnify.
+    if p.zeta is None and p.relative is None:
         given = load_rows(out + begin_q * out_row + head * out_head, None, row, len_q, out_row, p)
         delta = tl.sum(given.to(tl.float32) * grad.to(tl.float32), 1)
     else:

@@ -146,7 +146,8 @@ def embed_layer_norm_backward(
     if rows:
         _embed_layer_norm_backward_kernel[(programs,)](
             grad_out, *map(vector, (input_ids, positions, token_type_ids)),
-            word, position, token_type, vector(weight), mean, rstd, dtotal, partial,
+            word, position, token_type, vector(weight), vector(mean), vector(rstd), dtotal,
+            partial,
             rows, columns, *_table_rows(word, position, token_type),
             *map(row_stride, (grad_out, word, position, token_type)),
             PARTIAL=PARTIAL_ROWS, **row_tile(columns),

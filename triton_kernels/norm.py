@@ -145,7 +145,8 @@ def _norm_backward(grad_out, grad_sum, x, residual, bias, weight, mean, rstd, ce
     partial = x.new_empty((programs, 3, columns), dtype=torch.float32)
     if rows:
         _norm_backward_kernel[(programs,)](
-            grad_out, grad_sum, x, residual, vector(bias), vector(weight), mean, rstd, dx, partial,
+            grad_out, grad_sum, x, residual, vector(bias), vector(weight), vector(mean),
+            vector(rstd), dx, partial,
             rows, columns,
             row_stride(grad_out), row_stride(grad_sum), row_stride(x), row_stride(residual),
             CENTRED=centred, PARTIAL=PARTIAL_ROWS, **row_tile(columns),

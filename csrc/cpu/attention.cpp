@@ -37,7 +37,7 @@ void run_forward(const AttentionParams& p, int64_t batch, AttentionKernel* kerne
     }
     work += rows * keys;
   }
-  const int64_t scratch = attention_scratch_bytes(p.head_dim);
+  const int64_t scratch = (attention_scratch_bytes(p.head_dim) + 3) / 4;
   const auto run = [&](int64_t task) {
     kernel(p, items[static_cast<size_t>(task / p.heads)].task, task % p.heads,
            thread_scratch(scratch));

@@ -2,37 +2,16 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "cpu/attention.h"
+#include "cpu/scratch.h"
 #include "cpu/tensor.h"
 
 namespace taut {
 
 // Multiply-adds below which waking other threads costs more than it saves.
 constexpr int64_t kSerialAttentionWork = 1 << 19;
-
-// The calling thread's scratch, kept for the next call.
-inline void* thread_scratch(int64_t bytes) {
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  static thread_local std::unique_ptr<void, Free> memory;
-  static thread_local int64_t size = 0;
-  if (size < bytes) {
-    memory.reset();
-    size = (bytes + 63) / 64 * 64;
-    memory.reset(std::aligned_alloc(64, static_cast<size_t>(size)));
-    if (!memory) {
-      size = 0;
-      throw std::bad_alloc();
-    }
-  }
-  return memory.get();
-}
 
 struct AttentionOptions {
   double softmax_scale;

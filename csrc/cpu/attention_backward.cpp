@@ -113,8 +113,8 @@ std::tuple<Tensor, Tensor> run_backward(AttentionBackwardParams& p, int64_t batc
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
     return works[static_cast<size_t>(a)] > works[static_cast<size_t>(b)];
   });
-  const int64_t scratch =
-      attention_backward_scratch_bytes(f.head_dim, f.heads / f.heads_kv, longest);
+  const int64_t group = f.heads_kv > 0 ? f.heads / f.heads_kv : 0;
+  const int64_t scratch = (attention_backward_scratch_bytes(f.head_dim, group, longest) + 3) / 4;
   const auto run = [&](int64_t task) {
     kernel(p, order[static_cast<size_t>(task / f.heads_kv)], task % f.heads_kv,
            thread_scratch(scratch));

@@ -64,7 +64,9 @@ class Backward {
     clear(dq_, group_ * rows_ * columns_);
     if (p_.diagonals)
       for (int64_t g = 0; g < group_; ++g) clear(diagonals_of(head_of(g)), queries_ + keys_);
-    if (f_.clip) {
+    // From the probabilities where `out` does not hold the sum (clip), or holds it rounded to 16
+    // bits and sums along diagonals would magnify that.
+    if (f_.clip || (p_.diagonals && sizeof(T) < sizeof(float))) {
       clear(delta_, group_ * rows_);
       for_blocks([&](int64_t g, int64_t row, KeyRange keys) { add_delta(g, row, keys); }, false);
     } else {

@@ -115,7 +115,10 @@ inline void finish_scores(const AttentionParams& p, const float* bias, int64_t k
       float* at = scores + key * kLanes + v * Vec::kWidth;
       const Vec dot = Vec::load(at);
       Vec score = p.softcap > 0 ? cap * Tanh::apply(dot * to_cap) : dot * scale;
-      if (bias) score = score + Vec::load(bias - key + v * Vec::kWidth);
+      if (bias) {  // a hidden key stays hidden whatever the product is, NaN included
+        const Vec b = Vec::load(bias - key + v * Vec::kWidth);
+        score = select(b < Vec::set(0.5f * kHidden), b, score + b);
+      }
       score.store(at);
       maximum[v] = max(maximum[v], score);
     }

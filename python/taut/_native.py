@@ -21,30 +21,37 @@ class _Libraries:
         self._warned: set[str] = set()
 
     def load(self) -> None:
-        self._load_library("cpu")
+        self._load_cpu()
         if torch.version.cuda is not None:
-            self._load_library("cuda")
+            self._load_cuda()
         else:
             self.causes["cuda"] = "this torch was built without CUDA"
-        if "cpu" not in self.causes:
-            from taut import _C
 
-            self.module = _C
-            if wanted := os.environ.get(ENVIRONMENT_ISA):
-                try:
-                    _C.set_active_isa(wanted)
-                except ValueError as error:
-                    raise ValueError(f"{ENVIRONMENT_ISA}: {error}") from None
+    def _load_cpu(self) -> None:
+        if not (_PACKAGE_DIR / "libtaut_cpu.so").exists():
+            self.causes["cpu"] = "libtaut_cpu.so was not built into this installation"
+            return
+        try:
+            from taut import _C  # linked to libtaut_cpu, whose ops register as it loads
+        except ImportError as error:
+            self.causes["cpu"] = f"taut._C did not load: {error}"
+            return
+        self.module = _C
+        if wanted := os.environ.get(ENVIRONMENT_ISA):
+            try:
+                _C.set_active_isa(wanted)
+            except ValueError as error:
+                raise ValueError(f"{ENVIRONMENT_ISA}: {error}") from None
 
-    def _load_library(self, name: str) -> None:
-        path = _PACKAGE_DIR / f"libtaut_{name}.so"
+    def _load_cuda(self) -> None:
+        path = _PACKAGE_DIR / "libtaut_cuda.so"
         if not path.exists():
-            self.causes[name] = f"{path.name} was not built into this installation"
+            self.causes["cuda"] = f"{path.name} was not built into this installation"
             return
         try:
             torch.ops.load_library(str(path))
         except OSError as error:
-            self.causes[name] = f"{path.name} did not load: {error}"
+            self.causes["cuda"] = f"{path.name} did not load: {error}"
 
     def warn_reference(self, op: str, device_type: str) -> None:
         """Says once per device type that an op runs on the slow reference, and why."""

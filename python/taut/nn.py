@@ -2,12 +2,23 @@
 
 import torch
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from taut.ops.activation import bias_activation
 from taut.ops.dense_gemm import pack_weight, packed_linear, packed_linear_layer_norm
 from taut.ops.norm import layer_norm
 
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
+
+_optimizer_steps = 0  # of any optimizer: fused ones change weights without torch counting it
+
+
+def _count_step(*_) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 class Linear(torch.nn.Module):
@@ -50,10 +61,14 @@ class Linear(torch.nn.Module):
             return None
         return self._packed_of(weight)
 
+    def _apply(self, fn, recurse=True):
+        self._forget_packed()  # a moved weight may come back to its old address
+        return super()._apply(fn, recurse)
+
     def _packed_of(self, weight: torch.Tensor) -> torch.Tensor:
         if weight.is_inference():  # torch does not count their changes
             return pack_weight(weight)
-        made_from = (weight.data_ptr(), weight._version, weight.dtype)
+        made_from = (weight.data_ptr(), weight._version, weight.dtype, _optimizer_steps)
         if self._packed_from != made_from:
             with torch.inference_mode(False), torch.no_grad():
                 self._packed = pack_weight(weight)

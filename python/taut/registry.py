@@ -29,11 +29,11 @@ _library = torch.library.Library("taut", "DEF")
 _ATTENTION_OPTIONS = (
     "float softmax_scale, Tensor? alibi_slopes=None, Tensor? relative_bias=None, "
     "bool causal=False, SymInt[] window_size=[-1, -1], float softcap=0.0, float[]? clip=None, "
-    "float dropout_p=0.0, int dropout_seed=0"
+    "float dropout_p=0.0, SymInt dropout_seed=0"
 )
 _ATTENTION_BACKWARD_OPTIONS = (
     "float softmax_scale, Tensor? alibi_slopes, Tensor? relative_bias, bool causal, "
-    "SymInt[] window_size, float softcap, float[]? clip, float dropout_p, int dropout_seed"
+    "SymInt[] window_size, float softcap, float[]? clip, float dropout_p, SymInt dropout_seed"
 )
 
 
@@ -398,6 +398,12 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable) ->
     torch.library.register_autograd(
         f"taut::{name}", backward, setup_context=setup_context, lib=_library
     )
+    if f"{name}_backward" in OPS:
+
+        def refuse(ctx, *_):
+            raise RuntimeError(f"{name}: second derivatives are not supported")
+
+        torch.library.register_autograd(f"taut::{name}_backward", refuse, lib=_library)
 
 
 for _op in OPS.values():

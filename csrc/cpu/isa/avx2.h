@@ -13,6 +13,7 @@ struct Mask {
 
 struct Vec {
   static constexpr int kWidth = 8;
+  static constexpr float kLowestPower = -127.0f;  // scale(x, kLowestPower) is 0
   __m256 v;
 
   static Vec set(float x) { return {_mm256_set1_ps(x)}; }

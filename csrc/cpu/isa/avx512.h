@@ -13,6 +13,7 @@ struct Mask {
 
 struct Vec {
   static constexpr int kWidth = 16;
+  static constexpr float kLowestPower = -160.0f;  // scale(x, kLowestPower) is 0
   __m512 v;
 
   static Vec set(float x) { return {_mm512_set1_ps(x)}; }

@@ -5,9 +5,9 @@
 namespace taut {
 namespace TAUT_ISA {
 
-// 2^x for x <= 127; relative error 1e-7 plus rounding; 0 below -126.
+// 2^x for x <= 127; relative error 1e-7 plus rounding; 0 far below -126.
 inline Vec exp2(Vec x) {
-  x = max(Vec::set(-127.0f), x);  // in this order NaN stays NaN
+  x = max(Vec::set(Vec::kLowestPower), x);  // in this order NaN stays NaN
   const Vec whole = round(x);
   const Vec f = x - whole;
   Vec p = Vec::set(0.001327646782f);
@@ -19,10 +19,10 @@ inline Vec exp2(Vec x) {
   return scale(p, whole);
 }
 
-// e^x for x <= 88; 0 below -87.3.
+// e^x for x <= 88; 0 far below -87.
 inline Vec exp(Vec x) {
   const Vec log2e = Vec::set(1.44269504f);
-  x = max(Vec::set(-88.0f), x);
+  x = max(Vec::set(0.6931f * Vec::kLowestPower), x);
   const Vec whole = round(x * log2e);
   // The low part of log2(e) keeps the fraction exact to fp32 where x * log2(e) is large.
   const Vec f = fma(x, Vec::set(1.925963033e-8f), fma(x, log2e, Vec::zero() - whole));
@@ -144,9 +144,17 @@ struct Silu {
 };
 struct Tanh {
   static Vec apply(Vec x) {
-    x = clamp(x, -44.0f, 44.0f);
-    // x - x is 0, or NaN, which sigmoid does not keep.
-    return fma(Vec::set(2.0f), sigmoid(x + x), Vec::set(-1.0f) + (x - x));
+    // Near 0 a polynomial (relative error 4e-9): 2 sigmoid(2x) - 1 would cancel there.
+    const Vec z = x * x;
+    Vec p = Vec::set(-0.00571704653f);
+    p = fma(p, z, Vec::set(0.0206505888f));
+    p = fma(p, z, Vec::set(-0.0537434986f));
+    p = fma(p, z, Vec::set(0.133314913f));
+    p = fma(p, z, Vec::set(-0.333332839f));
+    const Vec y = clamp(x, -44.0f, 44.0f);
+    // y - y is 0, or NaN, which sigmoid does not keep.
+    const Vec far = fma(Vec::set(2.0f), sigmoid(y + y), Vec::set(-1.0f) + (y - y));
+    return select(abs(x) < Vec::set(0.625f), fma(p * z, x, x), far);
   }
   static Vec derivative(Vec x) {
     const Vec a = min(Vec::set(43.0f), abs(x));

@@ -18,6 +18,7 @@ struct Mask {
 
 struct Vec {
   static constexpr int kWidth = 4;
+  static constexpr float kLowestPower = -127.0f;  // scale(x, kLowestPower) is 0
   FloatLanes lane;
 
   static Vec set(float x) { return {FloatLanes{} + x}; }

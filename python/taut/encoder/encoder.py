@@ -148,7 +148,8 @@ class Encoder(Pretrained):
         check_choice(op, "pooling", mode, MODES)
         normalize = self.settings.normalize if normalize is None else bool(normalize)
         self.eval()
-        out = torch.empty(count, self.config.hidden_size)
+        with torch.inference_mode(False):  # a plain tensor, that may be trained on
+            out = torch.empty(count, self.config.hidden_size)
         done = 0
         with tqdm(total=count, unit="text", disable=not show_progress) as progress:
             for batch in batches(flats, batch_tokens):
@@ -207,7 +208,8 @@ class SequenceClassifier(_WithHead):
             raise TypeError(f"predict: texts must be all str or all pairs, differs at {mixed[0]}")
         _check_batch_tokens("predict", batch_tokens)
         self.eval()
-        out = torch.empty(len(texts), self.config.num_labels)
+        with torch.inference_mode(False):  # a plain tensor, that may be trained on
+            out = torch.empty(len(texts), self.config.num_labels)
         done = 0
         flats = self._text_tokenizer("predict").flats(texts)
         for batch in batches(flats, batch_tokens):

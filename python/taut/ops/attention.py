@@ -15,12 +15,14 @@ _DEFAULTS = [False, (-1, -1), 0.0, None, 0.0, None]  # of the options that are n
 def _seed(dropout_p, dropout_seed):
     if dropout_seed is not None or dropout_p == 0:
         return dropout_seed or 0
-    return int(torch.randint(1 << 62, ()))
+    return int(torch.randint(1 << 62, (), device="cpu"))
 
 
 def _scale(softmax_scale, t):
-    if softmax_scale is not None or not isinstance(t, torch.Tensor) or t.shape[-1] == 0:
-        return softmax_scale or 1.0
+    if softmax_scale is not None:
+        return softmax_scale
+    if not isinstance(t, torch.Tensor) or t.dim() == 0 or t.shape[-1] == 0:
+        return 1.0  # the check says what is wrong
     return 1 / math.sqrt(t.shape[-1])
 
 
