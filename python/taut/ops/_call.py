@@ -14,7 +14,7 @@ def call(op: Op, *args):
     """Run `op`. Native launchers check every argument themselves (in C++, without cost here); when
     one refuses, the op's own check says why as a TypeError or ValueError.
 
-    Everything here runs on every call: tests hold its cost to a few microseconds.
+    Everything here runs on every call: bench_overhead.py measures what it costs.
     """
     try:
         if _is_compiling():
