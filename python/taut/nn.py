@@ -48,6 +48,7 @@ class Linear(torch.nn.Module):
         return {**self.__dict__, "_packed": None, "_packed_from": None}
 
     def extra_repr(self) -> str:
+        """What printing the layer shows of it."""
         bias = self.bias is not None
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}"
 

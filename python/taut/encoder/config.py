@@ -28,7 +28,23 @@ _DEEPEST = 2**10
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The shape of one encoder."""
+    """The shape of one encoder; `from_dict` makes it from a config.json.
+
+    Args:
+        model_type: a key of ARCHITECTURES.
+        vocab_size, type_vocab_size, max_positions: rows of the embedding tables.
+        hidden_size, intermediate_size: widths of the layers and of their feed-forward networks.
+        embedding_size: width of the embedding tables.
+        num_layers, num_heads: how many there are; heads divide hidden_size.
+        activation: of the feed-forward networks, in the words of `taut.bias_activation`.
+        position_offset: row of the position table that position 0 takes.
+        relative_buckets: of the relative position bias; 0 without one.
+        eps: of the LayerNorms.
+        hidden_dropout, attention_dropout, classifier_dropout: chances in [0, 1), for training.
+        num_labels: classes of a classification head.
+        tied: the masked-LM head's decoder is the word embedding table.
+        raw: the contents of config.json, kept for saving.
+    """
 
     model_type: str
     vocab_size: int

@@ -116,6 +116,9 @@ class TextTokenizer:
         lower_case: lower-case texts first.
         token_types: pairs get token type ids.
         config: the contents of tokenizer_config.json, kept for other readers of the checkpoint.
+
+    Raises:
+        ValueError: max_length has no room for a token beside the special ones.
     """
 
     def __init__(
@@ -151,6 +154,13 @@ class TextTokenizer:
             limit: tokens the model can take at most; None if there is no end.
             wanted: tokens to cut texts to; None leaves it to tokenizer_config.json and the limit.
             options: as for the class.
+
+        Returns:
+            The tokenizer, cutting texts to the least of both numbers of tokens.
+
+        Raises:
+            FileNotFoundError: there is no tokenizer.json.
+            ValueError: a file is corrupt (it is named), or there is no room for a token.
         """
         path = directory / "tokenizer.json"
         if not path.exists():
@@ -170,6 +180,7 @@ class TextTokenizer:
         return cls(tokenizer, int(min(lengths, default=512)), config=config.values, **options)
 
     def save(self, directory: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json into the directory."""
         self._tokenizer.save(str(directory / "tokenizer.json"))
         write_json(directory / _CONFIG, self._config)
 
