@@ -67,8 +67,6 @@ def _check_options(
             f"{op}: relative_bias must be ({heads}, 2R + 1), got {tuple(relative_bias.shape)}"
         )
     window_size = window_left, window_right
-    if any(isinstance(side, bool) or not isinstance(side, int) for side in window_size):
-        raise TypeError(f"{op}: window_size must be two ints, got {window_size}")
     if min(window_size) < -1:
         raise ValueError(
             f"{op}: window_size must be (left, right), each at least -1, got {window_size}"
