@@ -26,14 +26,11 @@ from taut._native import libraries
 _library = torch.library.Library("taut", "DEF")
 
 # Every argument costs about 0.2 us per call from Python; one left at its default costs nothing.
+# A list at its default is copied and converted all the same: hence the window's two numbers.
 _ATTENTION_OPTIONS = (
-    "float softmax_scale, Tensor? alibi_slopes=None, Tensor? relative_bias=None, "
-    "bool causal=False, SymInt[] window_size=[-1, -1], float softcap=0.0, float[]? clip=None, "
-    "float dropout_p=0.0, SymInt dropout_seed=0"
-)
-_ATTENTION_BACKWARD_OPTIONS = (
-    "float softmax_scale, Tensor? alibi_slopes, Tensor? relative_bias, bool causal, "
-    "SymInt[] window_size, float softcap, float[]? clip, float dropout_p, SymInt dropout_seed"
+    "float? softmax_scale=None, Tensor? alibi_slopes=None, Tensor? relative_bias=None, "
+    "bool causal=False, SymInt window_left=-1, SymInt window_right=-1, float softcap=0.0, "
+    "float[]? clip=None, float dropout_p=0.0, SymInt dropout_seed=0"
 )
 
 
@@ -125,7 +122,7 @@ def _fake_option_gradients(alibi_slopes, relative_bias, like):
 
 
 def _fake_varlen_attention_backward(
-    grad_out, q, k, v, out, lse, cu_q, cu_k, scale, slopes, rel, *_
+    grad_out, q, k, v, out, lse, cu_q, cu_k=None, scale=None, slopes=None, rel=None, *_
 ):
     gradients = tuple(t.new_empty(t.shape) for t in (q, k, v))
     return (*gradients, *_fake_option_gradients(slopes, rel, q))
@@ -138,7 +135,7 @@ def _fake_varlen_attention_qkvpacked(qkv, *_):
 
 
 def _fake_varlen_attention_qkvpacked_backward(
-    grad_out, qkv, bias, out, lse, cu_seqlens, scale, slopes, rel, *_
+    grad_out, qkv, bias, out, lse, cu_seqlens, scale=None, slopes=None, rel=None, *_
 ):
     dbias = qkv.new_empty((0,) if bias is None else bias.shape)
     return (qkv.new_empty(qkv.shape), dbias, *_fake_option_gradients(slopes, rel, qkv))
@@ -253,7 +250,7 @@ OPS: dict[str, Op] = {
         Op(
             "varlen_attention",
             "attention",
-            "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+            "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor? cu_seqlens_k=None, "
             f"{_ATTENTION_OPTIONS}) -> (Tensor out, Tensor logsumexp)",
             _fake_varlen_attention,
             autocast=True,
@@ -262,7 +259,7 @@ OPS: dict[str, Op] = {
             "varlen_attention_backward",
             "attention",
             "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, "
-            f"Tensor cu_seqlens_q, Tensor cu_seqlens_k, {_ATTENTION_BACKWARD_OPTIONS}) "
+            f"Tensor cu_seqlens_q, Tensor? cu_seqlens_k=None, {_ATTENTION_OPTIONS}) "
             "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dslopes, Tensor drelative_bias)",
             _fake_varlen_attention_backward,
         ),
@@ -278,7 +275,7 @@ OPS: dict[str, Op] = {
             "varlen_attention_qkvpacked_backward",
             "attention",
             "(Tensor grad_out, Tensor qkv, Tensor? bias, Tensor out, Tensor logsumexp, "
-            f"Tensor cu_seqlens, {_ATTENTION_BACKWARD_OPTIONS}) "
+            f"Tensor cu_seqlens, {_ATTENTION_OPTIONS}) "
             "-> (Tensor dqkv, Tensor dbias, Tensor dslopes, Tensor drelative_bias)",
             _fake_varlen_attention_qkvpacked_backward,
         ),
