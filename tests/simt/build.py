@@ -54,8 +54,9 @@ def _compile(source: Path, flags: list[str]) -> Path:
 @functools.cache
 def load(case: str) -> ctypes.CDLL:
     """The library of tests/simt/cases/<case>.cpp."""
-    jobs = [(HERE / "cases" / f"{case}.cpp", _KERNEL)]
-    jobs += [(source, _RUNTIME) for source in sorted((HERE / "runtime").glob("*.cpp"))]
+    # The executor first: of inline functions that both use, the linker takes its unchecked ones.
+    jobs = [(source, _RUNTIME) for source in sorted((HERE / "runtime").glob("*.cpp"))]
+    jobs.append((HERE / "cases" / f"{case}.cpp", _KERNEL))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda job: _compile(*job), jobs))
     key = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:20]

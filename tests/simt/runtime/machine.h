@@ -162,6 +162,9 @@ void release(Thread& thread, Clocks& into);
 void meet(const char* name, uint32_t mask, void* arguments,
           const std::function<void(Meeting&)>& compute);
 
+// Fails when the thread returns while lanes wait for it.
+void check_meetings_done(const Thread& thread);
+
 // ---- memory.cpp
 enum class Access : uint8_t { read, write, atomic };
 enum class Proxy : uint8_t { generic, async };

@@ -43,6 +43,7 @@ void fiber() {
   while (true) {
     machine.body(machine.body_call);
     Thread& self = *machine.current;
+    check_meetings_done(self);
     check_stores_done(self);
     check_products_done(self);
     self.state = Thread::exited;

@@ -63,6 +63,13 @@ void meet(const char* name, uint32_t mask, void* arguments,
   }
 }
 
+void check_meetings_done(const Thread& thread) {
+  for (const Meeting& m : machine.meetings[thread.warp])
+    if (m.mask >> thread.lane & 1)
+      diverged(machine.threads[thread.warp * 32 + __builtin_ctz(m.arrived)], m.name, thread.lane,
+               "has returned");
+}
+
 void warp_sync(uint32_t mask) {
   meet("__syncwarp", mask, nullptr, [](Meeting& m) {
     const int first = machine.current->warp * 32;
