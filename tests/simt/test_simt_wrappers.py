@@ -21,6 +21,7 @@ CASES = {
         "bulk_copies_and_mbarriers",
         "named_barriers",
     ),
+    "wgmma_wrappers": ("wgmma_16_bit", "wgmma_along_mn", "wgmma_8_bit", "wgmma_1_bit"),
 }
 
 
