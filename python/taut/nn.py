@@ -26,7 +26,8 @@ class Linear(torch.nn.Module):
 
     The packed copy is made at the first inference and again when the parameter has changed. It is
     no part of the state dict. Changes that torch does not count, such as writing through
-    `weight.data`, are not seen: write to `weight` under `torch.no_grad()`.
+    `weight.data`, are not seen: write to `weight` under `torch.no_grad()`. Under torch.autocast the
+    copy has its dtype.
 
     Args:
         in_features, out_features: sizes; weight is (out_features, in_features).
