@@ -19,6 +19,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BATCH_TOKENS = 4096
 
 
+def _check_device(name: str, device: str | torch.device) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).split("\n", 1)[0]
+        raise ValueError(f"{name}: device must be usable, got {str(device)!r}: {cause}") from None
+
+
 class Pretrained(torch.nn.Module):
     """A transformer encoder with the head its class names in `task`, from a checkpoint or fresh.
 
@@ -74,13 +82,18 @@ class Pretrained(torch.nn.Module):
 
         Raises:
             FileNotFoundError: a file of the checkpoint is missing, or no such id.
-            ValueError: config.json asks for what is not supported, a file is corrupt, or tensors
-                do not fit (all of them are named).
+            TypeError: max_length is no int.
+            ValueError: no such dtype or device, no room for a token in max_length; config.json
+                asks for what is not supported, a file is corrupt (it is named), or tensors do not
+                fit (all of them are named).
         """
         name = f"{cls.__name__}.from_pretrained"
         if dtype not in DTYPES:
             accepted = ", ".join(map(str, DTYPES))
             raise ValueError(f"{name}: dtype must be one of {accepted}, got {dtype}")
+        if max_length is not None and not isinstance(max_length, int):
+            raise TypeError(f"{name}: max_length must be an int, got {type(max_length).__name__}")
+        _check_device(name, device)
         directory, settings = read_settings(checkpoint.resolve(path_or_id))
         config = checkpoint.read_config(directory)
         if max_length is not None:
@@ -96,9 +109,11 @@ class Pretrained(torch.nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             with torch.device("meta"):
                 model = cls(config, text_tokenizer, settings).to(dtype)
+            model._tie()
+            sources = checkpoint.Sources(model, config, cls.task, directory)
             model.to_empty(device=device)
             model._tie()
-            checkpoint.load_parameters(model, config, cls.task, directory)
+            sources.fill(model)
         return model.eval()
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:

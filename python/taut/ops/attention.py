@@ -18,9 +18,11 @@ def _chosen(op, options):
             return () if options[0] is None else options[:1]
         return options[:3]
     *tensors, causal, window_size, softcap, clip, dropout_p, seed = options
-    if not isinstance(window_size, tuple | list) or len(window_size) != 2:
-        error = ValueError if isinstance(window_size, tuple | list) else TypeError
-        raise error(f"{op.name}: window_size must be (left, right), got {window_size!r}")
+    is_pair = isinstance(window_size, tuple | list)
+    if not is_pair or not all(isinstance(side, int) for side in window_size):
+        raise TypeError(f"{op.name}: window_size must be two ints, got {window_size!r}")
+    if len(window_size) != 2:
+        raise ValueError(f"{op.name}: window_size must be (left, right), got {window_size!r}")
     if seed is None:
         seed = int(torch.randint(1 << 62, (), device="cpu")) if dropout_p else 0
     return *tensors, causal, *window_size, softcap, clip, dropout_p, seed
