@@ -175,6 +175,7 @@ template <class Body>
 void run_blocks(const Launch& launch, const Body& body) {
   constexpr int64_t kTasksPerThread = 16;
   const GemmParams& p = launch.params;
+  if (launch.rows == 0) return;
   // Vectors: a panel passes over so many rows that fetching it costs nothing. Tiles are faster than
   // a shared cache: the rows, up to 1 MiB, stay in L2 while the panels pass by.
   const int64_t in_l2 = (1 << 20) / (2 * p.in_features);
@@ -201,7 +202,7 @@ Tensor packed_linear(const Tensor& x, const Tensor& packed, const std::optional<
   p.out = out.mutable_data_ptr();
   GemmLinear* kernel = launch.dtype == ScalarType::Float ? TAUT_KERNEL(gemm_linear_f32)
                                                          : TAUT_KERNEL(gemm_linear_bf16);
-  if (launch.rows) run_blocks(launch, [&](const GemmBlock& block) { kernel(p, block); });
+  run_blocks(launch, [&](const GemmBlock& block) { kernel(p, block); });
   linear_variant.record(launch.tiles ? "tiles" : nullptr);
   return out;
 }
