@@ -43,9 +43,8 @@ inline int32_t write_codes(const T* row, int64_t columns, float absmax, Grid gri
     std::memset(q, 0, static_cast<size_t>(columns));
     return 0;
   }
-  // Of magnitudes below 1e-36 the inverse would be infinite, and 0 times it NaN.
-  const float quotient = grid.top / absmax;
-  const Vec inverse = Vec::set(quotient < 3.40282347e38f ? quotient : 3.40282347e38f);
+  // Below that the inverse would be infinite, and 0 times it NaN.
+  const Vec inverse = Vec::set(grid.top / (absmax < 1e-36f ? 1e-36f : absmax));
   const Vec highest = Vec::set(grid.highest);
   Ints sum = Ints::zero();
   for_columns(columns, [&](int64_t c, int n) {

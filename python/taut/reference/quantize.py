@@ -15,6 +15,7 @@ HADAMARD = 128
 # Clipping of a standard normal with least squared error: Panferov et al., "QuEST", 2025.
 MIDRISE_CLIP = {2: 1.49353, 3: 2.05107, 4: 2.51393, 8: 3.88494}
 ACTIVATION_BITS = (2, 3, 4, 8)
+SMALLEST = 1e-36  # a row of lesser magnitudes has smaller codes: 1 / absmax would not be finite
 
 
 def _check_x(op, x):
@@ -101,7 +102,7 @@ def quantize_rows(x: torch.Tensor, bits: int, grid: str = "absmax"):
         top = torch.tensor(float(half if grid == "full_range" else half - 1), device=x.device)
         absmax = x.abs().amax(1)
         scale = absmax / top
-        inverse = (top / absmax).clamp(max=torch.finfo(torch.float32).max)  # 0 times it is 0
+        inverse = top / absmax.clamp(min=SMALLEST)
         q = (x * inverse[:, None]).round()
     scale = torch.where(finite, scale, torch.nan)
     q = torch.where(finite[:, None], q, 0).clamp(-half, half - 1)
