@@ -78,7 +78,7 @@ def hadamard_transform(x: torch.Tensor) -> torch.Tensor:
     rows, columns = x.shape
     stride = 1
     while stride < HADAMARD:
-        pairs = x.view(rows, -1, 2, stride)
+        pairs = x.view(rows, columns // (2 * stride), 2, stride)
         even, odd = pairs[:, :, 0], pairs[:, :, 1]
         x = torch.stack((even + odd, even - odd), 2).view(rows, columns)
         stride *= 2
