@@ -35,16 +35,16 @@ inline float absmax_of(const T* row, int64_t columns) {
 }
 
 // Writes the codes of a row whose absmax_of is known, and returns their sum; 0 where it is NaN.
-// The product is rounded before it is rounded to a whole number.
+// The product is rounded to fp32 before it is rounded to a whole number: min keeps a compiler from
+// fusing the two.
 template <class T>
 inline int32_t write_codes(const T* row, int64_t columns, float absmax, Grid grid, int8_t* q) {
   if (absmax != absmax) {
     std::memset(q, 0, static_cast<size_t>(columns));
     return 0;
   }
-  // Of magnitudes below 1e-36 the inverse would be infinite, and 0 times it NaN.
-  const float quotient = grid.top / absmax;
-  const Vec inverse = Vec::set(quotient < 3.40282347e38f ? quotient : 3.40282347e38f);
+  // Below that the inverse would be infinite, and 0 times it NaN.
+  const Vec inverse = Vec::set(grid.top / (absmax < 1e-36f ? 1e-36f : absmax));
   const Vec highest = Vec::set(grid.highest);
   Ints sum = Ints::zero();
   for_columns(columns, [&](int64_t c, int n) {
@@ -65,18 +65,25 @@ inline QuantizedRow quantize_row(const T* row, int64_t columns, Grid grid, int8_
   return {absmax / grid.top, write_codes(row, columns, absmax, grid, q)};
 }
 
-// The same for every run of group_size columns, the last of which may be shorter; 0: one run.
-// scales and sums hold a value per group; sums may be null.
+// body(g, c, n) for every run of group_size columns, c to c + n; the last may be shorter; 0: one
+// run.
+template <class Body>
+inline void for_groups(int64_t columns, int64_t group_size, const Body& body) {
+  const int64_t size = group_size ? group_size : columns;
+  for (int64_t c = 0, g = 0; c < columns; c += size, ++g)
+    body(g, c, c + size < columns ? size : columns - c);
+}
+
+// quantize_row for every group of columns. scales and sums hold a value per group; sums may be
+// null.
 template <class T>
 inline void quantize_groups(const T* row, int64_t columns, int64_t group_size, Grid grid, int8_t* q,
                             float* scales, int32_t* sums) {
-  const int64_t size = group_size ? group_size : columns;
-  for (int64_t c = 0, g = 0; c < columns; c += size, ++g) {
-    const int64_t n = c + size < columns ? size : columns - c;
+  for_groups(columns, group_size, [&](int64_t g, int64_t c, int64_t n) {
     const QuantizedRow group = quantize_row(row + c, n, grid, q + c);
     scales[g] = group.scale;
     if (sums) sums[g] = group.sum;
-  }
+  });
 }
 
 }  // namespace TAUT_ISA
