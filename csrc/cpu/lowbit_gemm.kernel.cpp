@@ -31,7 +31,7 @@ inline void with_element(Element type, const Body& body) {
 
 // ---- before the product
 
-void sum_codes(const LowbitParams& p, const int8_t* codes, int32_t* sums) {
+void sum_groups(const LowbitParams& p, const int8_t* codes, int32_t* sums) {
   const int64_t group_codes = p.group_units * kLowbitUnit;
   for (int64_t g = 0, k = 0; g < p.groups; ++g, k += group_codes) {
     const int64_t end = k + group_codes < p.in_features ? k + group_codes : p.in_features;
@@ -44,18 +44,22 @@ void sum_codes(const LowbitParams& p, const int8_t* codes, int32_t* sums) {
 template <class T>
 void quantize_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitRows& rows) {
   const Grid grid = absmax_grid(p.x_bits);
-  for (int64_t r = begin; r < end; ++r)
-    rows.scale[r - begin] = quantize_row(static_cast<const T*>(p.x) + r * p.x_stride,
-                                         p.in_features, grid,
-                                         rows.codes + (r - begin) * p.codes_stride())
-                                .scale;
+  for (int64_t r = begin; r < end; ++r) {
+    int8_t* codes = rows.codes + (r - begin) * p.codes_stride();
+    const T* x = static_cast<const T*>(p.x) + r * p.x_stride;
+    const QuantizedRow row = quantize_row(x, p.in_features, grid, codes);
+    rows.scale[r - begin] = row.scale;
+    rows.sum[(r - begin) * p.groups] = row.sum;
+    if (p.groups > 1) sum_groups(p, codes, rows.sum + (r - begin) * p.groups);
+  }
 }
 
 void copy_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitRows& rows) {
   for (int64_t r = begin; r < end; ++r) {
-    std::memcpy(rows.codes + (r - begin) * p.codes_stride(),
-                static_cast<const int8_t*>(p.x) + r * p.x_stride,
+    int8_t* codes = rows.codes + (r - begin) * p.codes_stride();
+    std::memcpy(codes, static_cast<const int8_t*>(p.x) + r * p.x_stride,
                 static_cast<size_t>(p.in_features));
+    sum_groups(p, codes, rows.sum + (r - begin) * p.groups);
     std::memcpy(rows.scale + (r - begin) * p.x_groups, p.x_scale + r * p.x_scale_stride,
                 static_cast<size_t>(p.x_groups) * sizeof(float));
   }
@@ -218,11 +222,9 @@ void lowbit_stage(const LowbitParams& p, int64_t begin, int64_t end, const Lowbi
     with_element(p.x_type,
                  [&](auto element) { quantize_rows<decltype(element)>(p, begin, end, rows); });
   }
-  for (int64_t r = 0; r < end - begin; ++r) {
-    int8_t* codes = rows.codes + r * p.codes_stride();
-    std::memset(codes + p.in_features, 0, static_cast<size_t>(p.codes_stride() - p.in_features));
-    sum_codes(p, codes, rows.sum + r * p.groups);
-  }
+  for (int64_t r = 0; r < end - begin; ++r)
+    std::memset(rows.codes + r * p.codes_stride() + p.in_features, 0,
+                static_cast<size_t>(p.codes_stride() - p.in_features));
 }
 
 bool lowbit_multiply(const LowbitParams& p, const LowbitBlock& block, const LowbitRows& rows,

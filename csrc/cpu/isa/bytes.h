@@ -4,6 +4,7 @@
 //   Bytes::set(byte)           that byte everywhere
 //   Bytes::broadcast(p)        the four bytes at p in all lanes
 //   a & b, a | b, a << n, a >> n      of whole lanes: a shift brings in bits of neighbouring bytes
+//   select(mask, a, b)         bits of a where the mask's are set, of b elsewhere
 //   dot<Bits>(sums, codes, x)  sums + codes[0] x[0] + ... + codes[3] x[3] lane by lane, exact:
 //                              codes unsigned and below 2^Bits, x signed
 //   set_ints(n), load_ints(p), store_ints(i, p), a - b, a * b      of Ints
@@ -39,6 +40,7 @@ inline Bytes operator&(Bytes a, Bytes b) { return {a.v & b.v}; }
 inline Bytes operator|(Bytes a, Bytes b) { return {a.v | b.v}; }
 inline Bytes operator<<(Bytes a, int n) { return {a.v << n}; }
 inline Bytes operator>>(Bytes a, int n) { return {a.v >> n}; }
+inline Bytes select(Bytes mask, Bytes a, Bytes b) { return {(a.v & mask.v) | (b.v & ~mask.v)}; }
 
 // The two whole numbers of 16 bits in every lane, added.
 inline MaskLanes add_halves(ShortLanes a) {
@@ -92,6 +94,9 @@ inline Bytes operator&(Bytes a, Bytes b) { return {_mm256_and_si256(a.v, b.v)}; 
 inline Bytes operator|(Bytes a, Bytes b) { return {_mm256_or_si256(a.v, b.v)}; }
 inline Bytes operator<<(Bytes a, int n) { return {_mm256_slli_epi32(a.v, n)}; }
 inline Bytes operator>>(Bytes a, int n) { return {_mm256_srli_epi32(a.v, n)}; }
+inline Bytes select(Bytes mask, Bytes a, Bytes b) {
+  return {_mm256_or_si256(_mm256_and_si256(mask.v, a.v), _mm256_andnot_si256(mask.v, b.v))};
+}
 
 template <int Bits>
 inline Ints dot(Ints sums, Bytes codes, Bytes x) {
@@ -141,6 +146,9 @@ inline Bytes operator&(Bytes a, Bytes b) { return {_mm512_and_si512(a.v, b.v)}; 
 inline Bytes operator|(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b.v)}; }
 inline Bytes operator<<(Bytes a, int n) { return {_mm512_slli_epi32(a.v, n)}; }
 inline Bytes operator>>(Bytes a, int n) { return {_mm512_srli_epi32(a.v, n)}; }
+inline Bytes select(Bytes mask, Bytes a, Bytes b) {
+  return {_mm512_ternarylogic_epi32(mask.v, a.v, b.v, 0xca)};
+}
 
 template <int Bits>
 inline Ints dot(Ints sums, Bytes codes, Bytes x) {
