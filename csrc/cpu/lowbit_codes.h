@@ -71,7 +71,7 @@ inline void with_width(int64_t bits, const Body& body) {
 // What the channels of a panel need behind their sums, a row of 64 per group; channels that the
 // weight does not have hold zeros.
 struct PanelConstants {
-  const float* bias;    // one row
+  const float* bias;  // one row
   const float* scale;
   const int32_t* zero;  // the whole part of the zero point
   float* fraction;      // the rest of it; null where it is 0 throughout
@@ -117,8 +117,7 @@ inline PanelConstants prepare_constants(const LowbitParams& p, int64_t panel,
       fraction[g * kLowbitPanel + n] = point - floor;
       whole = whole && point == floor;
     }
-  return {bias, scale, zero, whole ? nullptr : fraction,
-          p.x_zero_point != 0.0f ? offset : nullptr};
+  return {bias, scale, zero, whole ? nullptr : fraction, p.x_zero_point != 0.0f ? offset : nullptr};
 }
 
 }  // namespace TAUT_ISA

@@ -1,5 +1,6 @@
-// x W^T over low-bit weights, with what precedes a linear layer (quantization of x) and what follows
-// it (bias, activation, residual; LayerNorm; quantization) done while the rows are in cache.
+// x W^T over low-bit weights, with what precedes a linear layer (quantization of x) and what
+// follows it (bias, activation, residual; LayerNorm; quantization) done while the rows are in
+// cache.
 //
 // Integer sums are exact, and the fp32 operations behind them are the same for every row: a row's
 // result does not depend on the other rows, the instructions that summed it, or the threads.
@@ -102,9 +103,9 @@ struct Sink {
     if (!sums) {
       with_element(p.out_type, [&](auto element) {
         using T = decltype(element);
-        const T* residual = p.residual ? static_cast<const T*>(p.residual) +
-                                             row * p.residual_stride + channel
-                                       : nullptr;
+        const T* residual =
+            p.residual ? static_cast<const T*>(p.residual) + row * p.residual_stride + channel
+                       : nullptr;
         T* out = static_cast<T*>(p.out) + row * p.out_features + channel;
         with_activation<T>(p.activation, [&](auto function) {
           write<decltype(function)>(tile, bias, rows, channels, residual, p.residual_stride, out,
@@ -198,8 +199,8 @@ void float_panel(const Work& work, int64_t panel, const uint8_t* codes,
   if (p.codebook) prepare_codebook(p, panel, work.scratch.codebook);
   const int64_t first = work.block.row_begin * p.x_stride;
   if (p.x_type == Element::bf16) {
-    multiply_floats<Bits>(p, codes, static_cast<const bf16*>(p.x) + first, p.x_stride,
-                          work.count(), constants, work.scratch);
+    multiply_floats<Bits>(p, codes, static_cast<const bf16*>(p.x) + first, p.x_stride, work.count(),
+                          constants, work.scratch);
   } else {
     const bool wide = p.x_type == Element::f16;
     const float* x = wide ? work.rows.wide : static_cast<const float*>(p.x) + first;

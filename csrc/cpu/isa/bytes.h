@@ -80,9 +80,7 @@ inline Vec gather(const float* table, Ints index) {
 struct Bytes {
   __m256i v;
 
-  static Bytes load(const void* p) {
-    return {_mm256_loadu_si256(static_cast<const __m256i*>(p))};
-  }
+  static Bytes load(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
   static Bytes set(uint8_t byte) { return {_mm256_set1_epi8(static_cast<char>(byte))}; }
   static Bytes broadcast(const int8_t* p) {
     int32_t quad;
@@ -107,8 +105,7 @@ inline Ints dot(Ints sums, Bytes codes, Bytes x) {
   const __m256i even_codes = _mm256_and_si256(codes.v, _mm256_set1_epi16(255));
   const __m256i even_x = _mm256_srai_epi16(_mm256_slli_epi16(x.v, 8), 8);
   const __m256i even = _mm256_madd_epi16(even_codes, even_x);
-  const __m256i odd =
-      _mm256_madd_epi16(_mm256_srli_epi16(codes.v, 8), _mm256_srai_epi16(x.v, 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(codes.v, 8), _mm256_srai_epi16(x.v, 8));
   return {_mm256_add_epi32(sums.v, _mm256_add_epi32(even, odd))};
 }
 inline Ints set_ints(int32_t n) { return {_mm256_set1_epi32(n)}; }
@@ -162,8 +159,7 @@ inline Ints dot(Ints sums, Bytes codes, Bytes x) {
   const __m512i even_codes = _mm512_and_si512(codes.v, _mm512_set1_epi16(255));
   const __m512i even_x = _mm512_srai_epi16(_mm512_slli_epi16(x.v, 8), 8);
   const __m512i even = _mm512_madd_epi16(even_codes, even_x);
-  const __m512i odd =
-      _mm512_madd_epi16(_mm512_srli_epi16(codes.v, 8), _mm512_srai_epi16(x.v, 8));
+  const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(codes.v, 8), _mm512_srai_epi16(x.v, 8));
   return {_mm512_add_epi32(sums.v, _mm512_add_epi32(even, odd))};
 #endif
 }
