@@ -85,16 +85,15 @@ def gemm_calls(dtype):
     launch("packed_linear_layer_norm", x, packed, bias, residual, bias, bias, 1e-5)
 
 
-def quantize_calls(dtype):
-    x, vector = torch.randn(40, 384).to(dtype), torch.ones(384).to(dtype)
-    wide = vector.float()
-    launch("quantize_per_token", x, wide, wide, 8, "absmax", False, 0)
-    launch("quantize_per_token", x, None, None, 8, "full_range", False, 128)
-    launch("quantize_per_token", x, None, None, 4, "midrise", True, 0)
-    launch("quantize_per_token", x, wide, None, 4, "absmax", True, 64)
-    launch("layer_norm_quantize", x, x, vector, vector, vector, vector, None, 1e-5, 8)
-    for a, b in ((16, 24), (4, 96)):
-        launch("kronecker", x, torch.eye(a).to(dtype), torch.eye(b).to(dtype))
+def quantize_calls():
+    x, vector = torch.randn(40, 384).bfloat16(), torch.ones(384)
+    bias = vector.bfloat16()
+    launch("quantize_per_token", x, vector, vector, 8, "absmax", False, 0)
+    launch("quantize_per_token", x, None, None, 4, "midrise", True, 128)
+    launch("quantize_per_token", x, vector, None, 4, "full_range", True, 64)
+    launch("layer_norm_quantize", x, x, bias, bias, bias, bias, None, 1e-5, 8)
+    launch("kronecker", x, torch.eye(16).bfloat16(), torch.eye(24).bfloat16())
+    launch("kronecker", x.float(), torch.eye(4), torch.eye(96))
 
 
 def lowbit_calls():
@@ -118,7 +117,6 @@ def lowbit_calls():
         "lowbit_linear", x.half(), None, *weight(4, 0, False, codebook), 0, "none", None, 0.0, None
     )
     int4 = q, x_scale, *weight(4, 0), 8
-    launch("lowbit_linear_quantize", *int4, "gelu", 8, 128)
     launch("lowbit_linear_quantize", *int4, "gelu", 8, 256)
     launch("lowbit_linear_layer_norm", *int4, residual, None, None, 1e-5, True)
 
@@ -151,7 +149,7 @@ def every_call():
         embedding_calls(dtype)
         pooling_calls(dtype)
         gemm_calls(dtype)
-        quantize_calls(dtype)
+    quantize_calls()
     lowbit_calls()
     attention_calls(torch.float16, 256)  # the widest heads: the most shared memory
     attention_calls(torch.float32, 256)
