@@ -226,7 +226,7 @@ def _linear(
         )
     else:
         weight = dequantize_codes(codes, scale, zero_point, codebook, bits, group_size)
-        total = x.float() @ weight.T
+        total = x.to(weight.dtype) @ weight.T
     return total if bias is None else total + bias.float()
 
 
@@ -265,7 +265,7 @@ def lowbit_linear_layer_norm(
         x_bits,
     )  # fmt: skip
     total = total + residual.float()
-    affine = (None if t is None else t.float() for t in (weight, norm_bias))
+    affine = (None if t is None else t.to(total.dtype) for t in (weight, norm_bias))
     out = functional.layer_norm(total, total.shape[1:], *affine, eps)
     if quantize:
         q, q_scale = quantize_rows(out, 8)
