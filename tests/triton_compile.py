@@ -85,6 +85,18 @@ def gemm_calls(dtype):
     launch("packed_linear_layer_norm", x, packed, bias, residual, bias, bias, 1e-5)
 
 
+def quantize_calls(dtype):
+    x, vector = torch.randn(40, 384).to(dtype), torch.ones(384).to(dtype)
+    wide = vector.float()
+    launch("quantize_per_token", x, wide, wide, 8, "absmax", False, 0)
+    launch("quantize_per_token", x, None, None, 8, "full_range", False, 128)
+    launch("quantize_per_token", x, None, None, 4, "midrise", True, 0)
+    launch("quantize_per_token", x, wide, None, 4, "absmax", True, 64)
+    launch("layer_norm_quantize", x, x, vector, vector, vector, vector, None, 1e-5, 8)
+    for a, b in ((16, 24), (4, 96)):
+        launch("kronecker", x, torch.eye(a).to(dtype), torch.eye(b).to(dtype))
+
+
 def attention_calls(dtype, head_dim):
     q, (k, v) = torch.randn(80, 2, head_dim).to(dtype), torch.randn(2, 80, 1, head_dim).to(dtype)
     cu_seqlens = torch.tensor([0, 17, 80]).int()
@@ -113,6 +125,7 @@ def every_call():
         embedding_calls(dtype)
         pooling_calls(dtype)
         gemm_calls(dtype)
+        quantize_calls(dtype)
     attention_calls(torch.float16, 256)  # the widest heads: the most shared memory
     attention_calls(torch.float32, 256)
     attention_calls_with_every_option(torch.bfloat16, 64)
