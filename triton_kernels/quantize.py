@@ -170,7 +170,7 @@ def _kronecker_kernel(
     tl.store(out + offset, total.to(out.dtype.element_ty), mask)
 
 
-def quantize(x, channel_scale, channel_shift, bits, grid, hadamard, group_size):
+def to_int8(x, channel_scale, channel_shift, bits, grid, hadamard, group_size):
     """(q, scale) of x, of any float type."""
     x, vectors = row_strided(x), (vector(channel_scale), vector(channel_shift))
     rows, columns = x.shape
@@ -216,7 +216,7 @@ def norm_quantize(x, residual, bias, weight, norm_bias, quant_weight, quant_bias
 
 @launcher
 def quantize_per_token(x, channel_scale, channel_shift, bits, grid, hadamard, group_size):
-    return quantize(x, channel_scale, channel_shift, bits, grid, hadamard, group_size)
+    return to_int8(x, channel_scale, channel_shift, bits, grid, hadamard, group_size)
 
 
 @launcher

@@ -230,7 +230,7 @@ def _linear(
         )
     else:
         weight = dequantize_codes(codes, scale, zero_point, codebook, bits, group_size)
-        total = x.float() @ weight.T
+        total = x.to(weight.dtype) @ weight.T
     return total if bias is None else total + bias.float()
 
 
@@ -271,7 +271,7 @@ def lowbit_linear_layer_norm(
     total = total + residual.float()
 
     def normalized(*affine):
-        affine = (None if t is None else t.float() for t in affine)
+        affine = (None if t is None else t.to(total.dtype) for t in affine)
         return functional.layer_norm(total, total.shape[1:], *affine, eps)
 
     out = normalized(weight, norm_bias)
