@@ -229,7 +229,7 @@ def lowbit_linear_quantize(
 @launcher
 def lowbit_linear_layer_norm(
     x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size, x_bits,
-    residual, weight, norm_bias, eps, quantize,
+    residual, weight, norm_bias, eps, quantize, quant_weight, quant_bias,
 ):  # fmt: skip
     total, _ = _linear(
         x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size,
@@ -237,6 +237,6 @@ def lowbit_linear_layer_norm(
     )  # fmt: skip
     operands = total, residual, None, weight, norm_bias
     if quantize:
-        return norm_quantize(*operands, None, None, eps, 8, residual.dtype)
+        return norm_quantize(*operands, quant_weight, quant_bias, eps, 8, residual.dtype)
     out = normalize(*operands, eps, False, True, residual.dtype)[0]
     return out, x.new_empty((0, 0), dtype=torch.int8), scale.new_empty((0, 0))

@@ -344,7 +344,8 @@ std::tuple<Tensor, Tensor, Tensor> lowbit_linear_layer_norm(
     const std::optional<Tensor>& codebook, const std::optional<Tensor>& bias, int64_t out_features,
     int64_t bits, int64_t group_size, int64_t x_bits, const Tensor& residual,
     const std::optional<Tensor>& weight, const std::optional<Tensor>& norm_bias, double eps,
-    bool quantize) {
+    bool quantize, const std::optional<Tensor>& quant_weight,
+    const std::optional<Tensor>& quant_bias) {
   const char* op = "lowbit_linear_layer_norm";
   Launch launch({x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits,
                  group_size, x_bits},
@@ -352,10 +353,15 @@ std::tuple<Tensor, Tensor, Tensor> lowbit_linear_layer_norm(
   LowbitParams& p = launch.params;
   const ScalarType dtype = residual.scalar_type();
   launch.set_residual(residual, dtype);
-  if (weight) check_vector(*weight, out_features, dtype, op, "weight");
-  if (norm_bias) check_vector(*norm_bias, out_features, dtype, op, "norm_bias");
-  p.weight = data_or_null<void>(weight);
-  p.norm_bias = data_or_null<void>(norm_bias);
+  const auto vector = [&](const std::optional<Tensor>& t, const char* name) {
+    if (t) check_vector(*t, out_features, dtype, op, name);
+    return data_or_null<void>(t);
+  };
+  p.weight = vector(weight, "weight");
+  p.norm_bias = vector(norm_bias, "norm_bias");
+  p.quant_weight = vector(quant_weight, "quant_weight");
+  p.quant_bias = vector(quant_bias, "quant_bias");
+  p.second_affine = p.quant_weight || p.quant_bias;
   p.eps = static_cast<float>(eps);
   p.norm = true;
   p.out_type = p.residual_type;

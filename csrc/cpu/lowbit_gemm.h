@@ -31,13 +31,16 @@ struct LowbitParams {
   const void* residual;
   const void* weight;
   const void* norm_bias;
+  const void* quant_weight;  // in place of weight and norm_bias for what is quantized
+  const void* quant_bias;
   void* out;                                           // (rows, out_features), contiguous
   int8_t* q;                                           // (rows, out_features)
   float* q_scale;                                      // (rows, groups of q)
-  Element x_type, bias_type, residual_type, out_type;  // weight and norm_bias: like residual
+  Element x_type, bias_type, residual_type, out_type;  // those of the norm: like residual
   Activation activation;
   bool codebook_per_channel;
   bool norm;
+  bool second_affine;  // quant_weight or quant_bias is given
   int64_t x_bits;  // floating-point x is quantized to so many; 0: it stays as it is
   int64_t bits, q_bits;
   float x_zero_point, eps;

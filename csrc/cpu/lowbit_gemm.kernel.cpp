@@ -132,22 +132,32 @@ struct Sink {
   }
 };
 
-// LayerNorm of a row to `out`, and in fp32 to the row itself.
+// v * weight + bias at column c; either may be null.
+template <class T>
+inline Vec affine(Vec v, const T* weight, const T* bias, int64_t c, int n) {
+  if (weight) v = v * load(weight + c, n);
+  if (bias) v = v + load(bias + c, n);
+  return v;
+}
+
+// LayerNorm of a row to `out`; what is quantized next, in fp32 to the row itself.
 template <class T>
 void norm_in_place(const LowbitParams& p, float* row, T* out) {
   const int64_t columns = p.out_features;
   const T* weight = static_cast<const T*>(p.weight);
   const T* norm_bias = static_cast<const T*>(p.norm_bias);
+  const T* quant_weight = static_cast<const T*>(p.quant_weight);
+  const T* quant_bias = static_cast<const T*>(p.quant_bias);
   Vec total = Vec::zero();
   for_columns(columns, [&](int64_t c, int n) { total = total + load(row + c, n); });
   const Moments moments = moments_of(row, columns, total, false, p.eps);
   const Vec scale = Vec::set(moments.rstd), shift = Vec::set(moments.mean);
   for_columns(columns, [&](int64_t c, int n) {
-    Vec v = (load(row + c, n) - shift) * scale;
-    if (weight) v = v * load(weight + c, n);
-    if (norm_bias) v = v + load(norm_bias + c, n);
+    const Vec normalized = (load(row + c, n) - shift) * scale;
+    const Vec v = affine(normalized, weight, norm_bias, c, n);
     store(v, out + c, n);
-    if (p.q) store(v, row + c, n);
+    if (!p.q) return;
+    store(p.second_affine ? affine(normalized, quant_weight, quant_bias, c, n) : v, row + c, n);
   });
 }
 

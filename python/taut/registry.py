@@ -266,7 +266,7 @@ def _fake_lowbit_linear_quantize(
 
 def _fake_lowbit_linear_layer_norm(
     x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size, x_bits,
-    residual, weight, norm_bias, eps, quantize=False,
+    residual, weight, norm_bias, eps, quantize=False, quant_weight=None, quant_bias=None,
 ):  # fmt: skip
     out = residual.new_empty(residual.shape)
     if quantize:
@@ -500,7 +500,8 @@ OPS: dict[str, Op] = {
             "lowbit_linear_layer_norm",
             "lowbit_gemm",
             f"({_LOWBIT}, Tensor residual, Tensor? weight, Tensor? norm_bias, float eps, "
-            "bool quantize=False) -> (Tensor out, Tensor q, Tensor scale)",
+            "bool quantize=False, Tensor? quant_weight=None, Tensor? quant_bias=None) "
+            "-> (Tensor out, Tensor q, Tensor scale)",
             _fake_lowbit_linear_layer_norm,
         ),
     )

@@ -155,6 +155,8 @@ def lowbit_linear_layer_norm(
     activation: str = "int8",
     x_scale: torch.Tensor | None = None,
     quantize: bool = False,
+    quant_weight: torch.Tensor | None = None,
+    quant_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """LayerNorm(x W^T + bias + residual), and the same quantized per token; for inference.
 
@@ -164,6 +166,8 @@ def lowbit_linear_layer_norm(
         norm_weight, norm_bias: (out_features,), dtype of residual.
         eps: added to the variance.
         quantize: whether q and scale are wanted; they are empty otherwise.
+        quant_weight, quant_bias: (out_features,), dtype of residual; scale and shift of what is
+            quantized, in place of norm_weight and norm_bias as soon as one of them is given.
 
     Returns:
         out like residual; q (total_tokens, out_features), int8, quantized from the fp32 value
@@ -173,4 +177,7 @@ def lowbit_linear_layer_norm(
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
     operands = _operands("lowbit_linear_layer_norm", x, weight, bias, x_scale, activation)
-    return call(_LINEAR_LAYER_NORM, *operands, residual, norm_weight, norm_bias, eps, quantize)
+    return call(
+        _LINEAR_LAYER_NORM,
+        *operands, residual, norm_weight, norm_bias, eps, quantize, quant_weight, quant_bias,
+    )  # fmt: skip
