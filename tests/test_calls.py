@@ -29,6 +29,14 @@ ATTENTION = {
     "dropout_seed": 1,
 }
 NORM = {"x": X, "weight": VECTOR, "residual": X, "bias": VECTOR, "eps": 1e-6, "return_sum": True}
+NORM_INPUTS = {key: value for key, value in NORM.items() if key != "return_sum"}
+LOWBIT = taut.LowbitWeight(
+    torch.randint(256, (16, 16), dtype=torch.uint8), torch.ones(16, 1), None, None, 8, 16
+)
+LOWBIT_INPUTS = {
+    "x": X.to(torch.int8), "weight": LOWBIT, "bias": VECTOR, "activation": "int8",
+    "x_scale": torch.ones(len(X), 1),
+}  # fmt: skip
 VALID = {
     "pack_mask": {"attention_mask": torch.ones(2, 3)},
     "pack_lengths": {"lengths": IDS, "padded_length": 5},
@@ -61,10 +69,33 @@ VALID = {
         "x": X, "packed": PACKED, "bias": VECTOR, "residual": X, "weight": VECTOR,
         "norm_bias": VECTOR, "eps": 1e-6,
     },
+    "quantize_per_token": {
+        "x": X, "bits": 4, "grid": "full_range", "channel_scale": VECTOR, "channel_shift": VECTOR,
+        "hadamard": False, "group_size": 0,
+    },
+    "layer_norm_quantize": {
+        **NORM_INPUTS, "norm_bias": VECTOR, "quant_weight": VECTOR, "quant_bias": VECTOR,
+        "bits": 4,
+    },
+    "kronecker": {"x": X, "left": torch.eye(4), "right": torch.eye(4)},
+    "pack_lowbit": {"codes": LOWBIT.codes, "bits": 8, "in_features": 16},
+    "unpack_lowbit": {"packed": LOWBIT.packed, "bits": 8, "out_features": 16, "in_features": 16},
+    "lowbit_linear": {
+        **LOWBIT_INPUTS, "epilogue": "silu", "residual": X, "x_zero_point": -0.5,
+        "out_dtype": torch.float32,
+    },
+    "lowbit_linear_quantize": {
+        **LOWBIT_INPUTS, "epilogue": "silu", "out_bits": 4, "out_group_size": 0,
+    },
+    "lowbit_linear_layer_norm": {
+        **LOWBIT_INPUTS, "residual": X, "norm_weight": VECTOR, "norm_bias": VECTOR, "eps": 1e-6,
+        "quantize": True, "quant_weight": VECTOR, "quant_bias": VECTOR,
+    },
 }  # fmt: skip
 PUBLIC = [name for name in OPS if hasattr(taut, name)]
 # By the type of the valid value. Whatever has a truth value serves as a bool, as in Python.
 WRONG = {
+    taut.LowbitWeight: (None, "x", X),
     torch.Tensor: (None, "x", 3.5, object(), [X], X.numpy()),
     int: (None, "x", 3.5, object(), [1], 2**70),
     float: (None, "x", object(), [0.5], 1j),
@@ -100,7 +131,10 @@ def test_a_tensor_elsewhere_is_named(name):
         with pytest.raises(ValueError, match=rf"^{name}: \w+ must be on \w+ like \w+, got \w+$"):
             function(**{**valid, key: value.to("meta")})
     everywhere = {**valid, **{key: value.to("meta") for key, value in tensors.items()}}
-    if name not in ("pack_mask", "pack_lengths"):  # their sizes are in the data
+    if "lowbit_linear" in name:  # its weight stayed behind
+        with pytest.raises(ValueError, match=f"^{name}: packed must be on meta like x, got cpu$"):
+            function(**everywhere)
+    elif name not in ("pack_mask", "pack_lengths"):  # their sizes are in the data
         assert function(**everywhere) is not None
     key, value = next(iter(tensors.items()))
     with pytest.raises(ValueError, match=f"^{name}: {key} must be strided, got torch.sparse_coo$"):

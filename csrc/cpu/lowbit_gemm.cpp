@@ -357,7 +357,7 @@ std::tuple<Tensor, Tensor, Tensor> lowbit_linear_layer_norm(
     if (t) check_vector(*t, out_features, dtype, op, name);
     return data_or_null<void>(t);
   };
-  p.weight = vector(weight, "weight");
+  p.weight = vector(weight, "norm_weight");
   p.norm_bias = vector(norm_bias, "norm_bias");
   p.quant_weight = vector(quant_weight, "quant_weight");
   p.quant_bias = vector(quant_bias, "quant_bias");
