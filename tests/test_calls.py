@@ -67,10 +67,10 @@ PUBLIC = [name for name in OPS if hasattr(taut, name)]
 WRONG = {
     torch.Tensor: (None, "x", 3.5, object(), [X], X.numpy()),
     int: (None, "x", 3.5, object(), [1], 2**70),
-    float: (None, "x", object(), [0.5], 1j),
+    float: (None, "x", object(), [0.5], 1j, X),
     bool: ("x", object(), [True]),
     str: (None, 3, 3.5, object(), ["mean"], X),
-    tuple: (None, 3, 1.0, "x", object(), ["x", 1], (1, "x")),
+    tuple: (None, 3, 1.0, "x", object(), ["x", 1], (1, "x"), X, X.numpy()),
 }
 
 
