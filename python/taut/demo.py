@@ -83,7 +83,9 @@ class PaddedBaseline:
 
         logging.disable_progress_bar()
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.model = AutoModel.from_pretrained(model, attn_implementation="sdpa").eval()
+        self.model = AutoModel.from_pretrained(
+            model, attn_implementation="sdpa", dtype=torch.float32
+        ).eval()
         self.max_length = max_length
         self.padded_tokens = self.real_tokens = 0
 

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from taut.lowbit_nn import LowbitLinear as LowbitLinear
 from taut.ops.activation import bias_activation
 from taut.ops.dense_gemm import pack_weight, packed_linear, packed_linear_layer_norm
 from taut.ops.norm import layer_norm
