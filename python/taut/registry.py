@@ -266,7 +266,7 @@ def _fake_lowbit_linear_quantize(
 
 def _fake_lowbit_linear_layer_norm(
     x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size, x_bits,
-    residual, weight, norm_bias, eps, quantize=False, quant_weight=None, quant_bias=None,
+    residual, norm_weight, norm_bias, eps, quantize=False, quant_weight=None, quant_bias=None,
 ):  # fmt: skip
     out = residual.new_empty(residual.shape)
     if quantize:
@@ -499,7 +499,7 @@ OPS: dict[str, Op] = {
         Op(
             "lowbit_linear_layer_norm",
             "lowbit_gemm",
-            f"({_LOWBIT}, Tensor residual, Tensor? weight, Tensor? norm_bias, float eps, "
+            f"({_LOWBIT}, Tensor residual, Tensor? norm_weight, Tensor? norm_bias, float eps, "
             "bool quantize=False, Tensor? quant_weight=None, Tensor? quant_bias=None) "
             "-> (Tensor out, Tensor q, Tensor scale)",
             _fake_lowbit_linear_layer_norm,
