@@ -30,8 +30,7 @@ def pack_lowbit(codes: torch.Tensor, bits: int, in_features: int) -> torch.Tenso
     Codes that the weight does not have are 2^(bits - 1).
 
     Args:
-        codes: (out_features, ceil(in_features * bits / 8)), dtype uint8:
-            `taut.formats.pack_codes`.
+        codes: (out_features, ceil(in_features * bits / 8)), uint8: `taut.formats.pack_codes`.
         bits: 2, 3, 4 or 8.
         in_features: codes per row.
 
@@ -50,8 +49,7 @@ def unpack_lowbit(
     """The exact inverse of `pack_lowbit`.
 
     Args:
-        packed: (ceil(out_features / 64), ceil(in_features / 64), 2 * bits, 64, 4), dtype uint8:
-            what `pack_lowbit` gave.
+        packed: what `pack_lowbit` gave for an (out_features, in_features) weight, uint8.
         bits: 2, 3, 4 or 8.
         out_features, in_features: the shape of that weight.
 
@@ -133,8 +131,8 @@ def lowbit_linear_quantize(
     """epilogue(x W^T + bias), quantized per token while it is in cache; for inference.
 
     Args:
-        x, weight, bias, activation, epilogue, x_scale: shapes and dtypes as in `lowbit_linear`.
-        out_bits: 4 or 8, of the result ("absmax" grid).
+        x, weight, bias, activation, epilogue, x_scale: as in `lowbit_linear`.
+        out_bits: 4 or 8, of the result, int8 in any case ("absmax" grid).
         out_group_size: columns of the result that share a scale: 32, 64, 128, 256, or 0 for all.
 
     Returns:

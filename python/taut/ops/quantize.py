@@ -103,7 +103,7 @@ def kronecker(x: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch
         right: (b, b), dtype of x.
 
     Returns:
-        (total_tokens, a * b), dtype of x, summed in fp32 and rounded once.
+        (total_tokens, a * b), dtype of x; summed in fp32 and rounded once.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
