@@ -31,10 +31,12 @@ SHAPES = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def threads():
-    """Sets the number of threads, and puts it back."""
+    """Sets the number of threads, and puts it back; one, where nothing else is asked for: most
+    shapes here are too small to share."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield torch.set_num_threads
     torch.set_num_threads(before)
 

@@ -42,10 +42,14 @@ inline Bytes codes_of(Unit unit, int quad, int64_t channel) {
     return (quad % 2 ? two >> 4 : two) & Bytes::set(15);
   } else {
     const Bytes four = Bytes::load(low + quad / 4 * kRowBytes);
-    const Bytes code = (four >> (2 * (quad % 4))) & Bytes::set(3);
-    if constexpr (Bits == 2) return code;
-    const Bytes top = Bytes::load(unit.top + 4 * channel);
-    return code | ((quad < 2 ? top << (2 - quad) : top >> (quad - 2)) & Bytes::set(4));
+    const Bytes code = four >> (2 * (quad % 4));
+    if constexpr (Bits == 2) return code & Bytes::set(3);
+    const uint8_t* top_row = unit.top + 4 * channel;
+    // Loaded anew for every quad: kept in registers, top bits would push the sums out of theirs.
+    asm volatile("" : "+r"(top_row));
+    const Bytes top = Bytes::load(top_row);
+    return select(Bytes::set(4), quad < 2 ? top << (2 - quad) : top >> (quad - 2), code) &
+           Bytes::set(7);
   }
 }
 
@@ -67,7 +71,7 @@ inline void with_width(int64_t bits, const Body& body) {
 // What the channels of a panel need behind their sums, a row of 64 per group; channels that the
 // weight does not have hold zeros.
 struct PanelConstants {
-  const float* bias;    // one row
+  const float* bias;  // one row
   const float* scale;
   const int32_t* zero;  // the whole part of the zero point
   float* fraction;      // the rest of it; null where it is 0 throughout
@@ -113,8 +117,7 @@ inline PanelConstants prepare_constants(const LowbitParams& p, int64_t panel,
       fraction[g * kLowbitPanel + n] = point - floor;
       whole = whole && point == floor;
     }
-  return {bias, scale, zero, whole ? nullptr : fraction,
-          p.x_zero_point != 0.0f ? offset : nullptr};
+  return {bias, scale, zero, whole ? nullptr : fraction, p.x_zero_point != 0.0f ? offset : nullptr};
 }
 
 }  // namespace TAUT_ISA

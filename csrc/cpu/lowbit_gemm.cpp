@@ -82,8 +82,8 @@ class Launch {
     check(o.x.stride(1) == 1 || p.in_features == 1, op, "x must have contiguous rows");
     check_packed_lowbit(o.packed, o.bits, o.out_features, p.in_features, op);
     check_group_size(o.group_size, op, "group_size");
-    check(o.x_bits == 0 || o.x_bits == 4 || o.x_bits == 8, op, "x_bits must be one of 0, 4, 8, got ",
-          o.x_bits);
+    check(o.x_bits == 0 || o.x_bits == 4 || o.x_bits == 8, op,
+          "x_bits must be one of 0, 4, 8, got ", o.x_bits);
     p.x = o.x.const_data_ptr();
     p.x_type = integers ? Element::i8 : element_of(o.x.scalar_type(), op, "x");
     p.x_stride = o.x.stride(0);
@@ -261,9 +261,9 @@ class Launch {
     check(!p.x_bits && p.x_type != Element::i8, op_, "x_bits must be 0 with a codebook");
     check_dtype(codebook, ScalarType::Float, op_, "codebook");
     p.codebook_per_channel = codebook.dim() == 2;
-    const bool fits = (codebook.dim() == 1 && codebook.size(0) == size) ||
-                      (codebook.dim() == 2 && codebook.size(0) == p.out_features &&
-                       codebook.size(1) == size);
+    const bool fits =
+        (codebook.dim() == 1 && codebook.size(0) == size) ||
+        (codebook.dim() == 2 && codebook.size(0) == p.out_features && codebook.size(1) == size);
     if (!fits || !codebook.is_contiguous())
       check(false, op_, "codebook must be (", size, ",) or (", p.out_features, ", ", size,
             "), contiguous, got ", shape_of(codebook));
@@ -317,8 +317,8 @@ std::tuple<Tensor, Tensor> lowbit_linear_quantize(
     const Tensor& x, const std::optional<Tensor>& x_scale, const Tensor& packed,
     const Tensor& scale, const std::optional<Tensor>& zero_point,
     const std::optional<Tensor>& codebook, const std::optional<Tensor>& bias, int64_t out_features,
-    int64_t bits, int64_t group_size, int64_t x_bits, const std::string& epilogue,
-    int64_t out_bits, int64_t out_group_size) {
+    int64_t bits, int64_t group_size, int64_t x_bits, const std::string& epilogue, int64_t out_bits,
+    int64_t out_group_size) {
   const char* op = "lowbit_linear_quantize";
   Launch launch({x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits,
                  group_size, x_bits},

@@ -12,9 +12,9 @@
 
 namespace taut {
 
-constexpr int64_t kLowbitPanel = 64;  // output channels of a panel
-constexpr int64_t kLowbitBlock = 64;  // input features of a block of a panel
-constexpr int64_t kLowbitUnit = 32;   // groups are whole units of so many input features
+constexpr int64_t kLowbitPanel = 64;     // output channels of a panel
+constexpr int64_t kLowbitBlock = 64;     // input features of a block of a panel
+constexpr int64_t kLowbitUnit = 32;      // groups are whole units of so many input features
 constexpr int64_t kMaxLowbitRows = 256;  // most rows of x that one kernel call may be given
 
 enum class Element : int { f32, bf16, f16, i8 };
@@ -31,9 +31,9 @@ struct LowbitParams {
   const void* residual;
   const void* weight;
   const void* norm_bias;
-  void* out;       // (rows, out_features), contiguous
-  int8_t* q;       // (rows, out_features)
-  float* q_scale;  // (rows, groups of q)
+  void* out;                                           // (rows, out_features), contiguous
+  int8_t* q;                                           // (rows, out_features)
+  float* q_scale;                                      // (rows, groups of q)
   Element x_type, bias_type, residual_type, out_type;  // weight and norm_bias: like residual
   Activation activation;
   bool codebook_per_channel;
@@ -68,12 +68,12 @@ struct LowbitRows {
 
 // Memory of one worker.
 struct LowbitScratch {
-  float* constants;     // 64 + 3 * 64 * groups: what a panel's channels need, see the kernels
-  float* codebook;      // (64, 2^bits): the tables of a panel
-  int8_t* ones;         // codes_stride(): a row of ones, 0 behind in_features
-  float* sums;          // (kMaxLowbitRows, 64)
-  float* values;        // (64, 64): a block of expanded weights
-  uint8_t* codes;       // a panel expanded to 8 bits, for tiles
+  float* constants;  // 64 + 3 * 64 * groups: what a panel's channels need, see the kernels
+  float* codebook;   // (64, 2^bits): the tables of a panel
+  int8_t* ones;      // codes_stride(): a row of ones, 0 behind in_features
+  float* sums;       // (kMaxLowbitRows, 64)
+  float* values;     // (64, 64): a block of expanded weights
+  uint8_t* codes;    // a panel expanded to 8 bits, for tiles
 };
 
 // Rows [row_begin, row_end) of x times panels [panel_begin, panel_end).

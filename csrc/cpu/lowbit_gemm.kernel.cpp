@@ -1,5 +1,6 @@
-// x W^T over low-bit weights, with what precedes a linear layer (quantization of x) and what follows
-// it (bias, activation, residual; LayerNorm; quantization) done while the rows are in cache.
+// x W^T over low-bit weights, with what precedes a linear layer (quantization of x) and what
+// follows it (bias, activation, residual; LayerNorm; quantization) done while the rows are in
+// cache.
 //
 // Integer sums are exact, and the fp32 operations behind them are the same for every row: a row's
 // result does not depend on the other rows, the instructions that summed it, or the threads.
@@ -31,7 +32,7 @@ inline void with_element(Element type, const Body& body) {
 
 // ---- before the product
 
-void sum_codes(const LowbitParams& p, const int8_t* codes, int32_t* sums) {
+void sum_groups(const LowbitParams& p, const int8_t* codes, int32_t* sums) {
   const int64_t group_codes = p.group_units * kLowbitUnit;
   for (int64_t g = 0, k = 0; g < p.groups; ++g, k += group_codes) {
     const int64_t end = k + group_codes < p.in_features ? k + group_codes : p.in_features;
@@ -44,18 +45,22 @@ void sum_codes(const LowbitParams& p, const int8_t* codes, int32_t* sums) {
 template <class T>
 void quantize_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitRows& rows) {
   const Grid grid = absmax_grid(p.x_bits);
-  for (int64_t r = begin; r < end; ++r)
-    rows.scale[r - begin] = quantize_row(static_cast<const T*>(p.x) + r * p.x_stride,
-                                         p.in_features, grid,
-                                         rows.codes + (r - begin) * p.codes_stride())
-                                .scale;
+  for (int64_t r = begin; r < end; ++r) {
+    int8_t* codes = rows.codes + (r - begin) * p.codes_stride();
+    const T* x = static_cast<const T*>(p.x) + r * p.x_stride;
+    const QuantizedRow row = quantize_row(x, p.in_features, grid, codes);
+    rows.scale[r - begin] = row.scale;
+    rows.sum[(r - begin) * p.groups] = row.sum;
+    if (p.groups > 1) sum_groups(p, codes, rows.sum + (r - begin) * p.groups);
+  }
 }
 
 void copy_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitRows& rows) {
   for (int64_t r = begin; r < end; ++r) {
-    std::memcpy(rows.codes + (r - begin) * p.codes_stride(),
-                static_cast<const int8_t*>(p.x) + r * p.x_stride,
+    int8_t* codes = rows.codes + (r - begin) * p.codes_stride();
+    std::memcpy(codes, static_cast<const int8_t*>(p.x) + r * p.x_stride,
                 static_cast<size_t>(p.in_features));
+    sum_groups(p, codes, rows.sum + (r - begin) * p.groups);
     std::memcpy(rows.scale + (r - begin) * p.x_groups, p.x_scale + r * p.x_scale_stride,
                 static_cast<size_t>(p.x_groups) * sizeof(float));
   }
@@ -98,9 +103,9 @@ struct Sink {
     if (!sums) {
       with_element(p.out_type, [&](auto element) {
         using T = decltype(element);
-        const T* residual = p.residual ? static_cast<const T*>(p.residual) +
-                                             row * p.residual_stride + channel
-                                       : nullptr;
+        const T* residual =
+            p.residual ? static_cast<const T*>(p.residual) + row * p.residual_stride + channel
+                       : nullptr;
         T* out = static_cast<T*>(p.out) + row * p.out_features + channel;
         with_activation<T>(p.activation, [&](auto function) {
           write<decltype(function)>(tile, bias, rows, channels, residual, p.residual_stride, out,
@@ -194,8 +199,8 @@ void float_panel(const Work& work, int64_t panel, const uint8_t* codes,
   if (p.codebook) prepare_codebook(p, panel, work.scratch.codebook);
   const int64_t first = work.block.row_begin * p.x_stride;
   if (p.x_type == Element::bf16) {
-    multiply_floats<Bits>(p, codes, static_cast<const bf16*>(p.x) + first, p.x_stride,
-                          work.count(), constants, work.scratch);
+    multiply_floats<Bits>(p, codes, static_cast<const bf16*>(p.x) + first, p.x_stride, work.count(),
+                          constants, work.scratch);
   } else {
     const bool wide = p.x_type == Element::f16;
     const float* x = wide ? work.rows.wide : static_cast<const float*>(p.x) + first;
@@ -218,11 +223,9 @@ void lowbit_stage(const LowbitParams& p, int64_t begin, int64_t end, const Lowbi
     with_element(p.x_type,
                  [&](auto element) { quantize_rows<decltype(element)>(p, begin, end, rows); });
   }
-  for (int64_t r = 0; r < end - begin; ++r) {
-    int8_t* codes = rows.codes + r * p.codes_stride();
-    std::memset(codes + p.in_features, 0, static_cast<size_t>(p.codes_stride() - p.in_features));
-    sum_codes(p, codes, rows.sum + r * p.groups);
-  }
+  for (int64_t r = 0; r < end - begin; ++r)
+    std::memset(rows.codes + r * p.codes_stride() + p.in_features, 0,
+                static_cast<size_t>(p.codes_stride() - p.in_features));
 }
 
 bool lowbit_multiply(const LowbitParams& p, const LowbitBlock& block, const LowbitRows& rows,

@@ -44,8 +44,8 @@ void expand_block(const LowbitParams& p, const uint8_t* panel, int64_t block,
                                  member<3>(codes)};
         Vec values[4];
         for (int i = 0; i < 4; ++i)
-          values[i] = (table ? gather(table, lane_tables + members[i]) : to_vec(members[i]) - zero) *
-                      scale;
+          values[i] =
+              (table ? gather(table, lane_tables + members[i]) : to_vec(members[i]) - zero) * scale;
         put_quad(values, static_cast<int>(half) * kQuads + quad, channel, out);
       }
     }

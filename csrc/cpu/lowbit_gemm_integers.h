@@ -24,30 +24,35 @@ struct IntegerTile {
   float* out;  // (rows, kLowbitPanel)
 };
 
-// out[r][channel...] (+)= the group's share of the product: exact up to the one multiplication.
+// What sums start from: the zero points' share, -(whole part of the zero point) * (sum of x).
+inline Ints first_sums(const LowbitParams& p, const IntegerTile& t, int64_t group, int64_t row,
+                       int64_t channel) {
+  const int32_t x_sum = -t.rows.sum[row * p.groups + group];
+  if (!p.zero_point) return set_ints(x_sum * (1 << (p.bits - 1)));
+  return set_ints(x_sum) * load_ints(t.constants.zero + group * kLowbitPanel + channel);
+}
+
+// t.out += the group's share of the product: exact up to the one multiplication.
 inline void add_group(const LowbitParams& p, const IntegerTile& t, int64_t group, int64_t row,
                       int64_t channel, Ints sums) {
   const int64_t place = group * kLowbitPanel + channel;
-  const int32_t x_sum = t.rows.sum[row * p.groups + group];
   const float x_scale = t.rows.scale[row * p.x_groups + (p.x_groups > 1 ? group : 0)];
-  Vec v = to_vec(sums - set_ints(x_sum) * load_ints(t.constants.zero + place));
+  Vec v = to_vec(sums);
   // Fractions are halves: the products are exact.
-  if (t.constants.fraction)
-    v = fnma(Vec::load(t.constants.fraction + place), Vec::set(static_cast<float>(x_sum)), v);
+  if (t.constants.fraction) {
+    const auto x_sum = static_cast<float>(t.rows.sum[row * p.groups + group]);
+    v = fnma(Vec::load(t.constants.fraction + place), Vec::set(x_sum), v);
+  }
   if (t.constants.offset) v = v - Vec::load(t.constants.offset + place);
   const Vec scale = Vec::set(x_scale) * Vec::load(t.constants.scale + place);
   float* out = t.out + row * kLowbitPanel + channel;
   (group ? fma(v, scale, Vec::load(out)) : v * scale).store(out);
 }
 
-// sums = codes of units [begin, end) times so many rows of x.
+// sums += codes of units [begin, end) times so many rows of x.
 template <int Bits, int Rows>
 inline void sum_units(const uint8_t* panel, int64_t channel, int64_t begin, int64_t end,
                       const int8_t* x, int64_t x_stride, Ints (&sums)[Rows][kIntegerVectors]) {
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < kIntegerVectors; ++v) sums[r][v] = Ints::zero();
   for (int64_t u = begin; u < end; ++u) {
     const Unit unit = unit_of<Bits>(panel, u, channel);
     const int8_t* x_unit = x + u * kLowbitUnit;
@@ -76,6 +81,11 @@ void multiply_integers(const LowbitParams& p, const IntegerTile& t) {
     for (int64_t group = 0, begin = 0; group < p.groups; ++group, begin += p.group_units) {
       const int64_t end = begin + p.group_units < units ? begin + p.group_units : units;
       Ints sums[Rows][kIntegerVectors];
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < kIntegerVectors; ++v)
+          sums[r][v] = first_sums(p, t, group, r, channel + v * Vec::kWidth);
       sum_units<Bits>(t.panel, channel, begin, end, t.rows.codes, p.codes_stride(), sums);
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r)
@@ -113,6 +123,7 @@ void prepare_offsets(const LowbitParams& p, const uint8_t* panel, const int8_t* 
     const auto features = static_cast<double>(last - begin * kLowbitUnit);
     for (int64_t channel = 0; channel < kLowbitPanel; channel += kTileColumns) {
       Ints sums[1][kIntegerVectors];
+      for (Ints& sum : sums[0]) sum = Ints::zero();
       sum_units<Bits>(panel, channel, begin, end, ones, 0, sums);
       for (int64_t v = 0; v < kIntegerVectors; ++v) {
         int32_t lanes[Vec::kWidth];

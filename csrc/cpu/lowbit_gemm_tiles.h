@@ -81,7 +81,8 @@ inline void multiply_by_integer_tiles(const LowbitParams& p, IntegerTile t, int6
         for (int64_t r = 0; r < count; ++r)
           for (int64_t c = 0; c < kIntegerBlock; c += Vec::kWidth)
             add_group(p, t, group, row + r, channel + c,
-                      load_ints(sums + r * kIntegerBlock + c));
+                      first_sums(p, t, group, row + r, channel + c) +
+                          load_ints(sums + r * kIntegerBlock + c));
       }
     }
 }

@@ -4,6 +4,7 @@
 //   Bytes::set(byte)           that byte everywhere
 //   Bytes::broadcast(p)        the four bytes at p in all lanes
 //   a & b, a | b, a << n, a >> n      of whole lanes: a shift brings in bits of neighbouring bytes
+//   select(mask, a, b)         bits of a where the mask's are set, of b elsewhere
 //   dot<Bits>(sums, codes, x)  sums + codes[0] x[0] + ... + codes[3] x[3] lane by lane, exact:
 //                              codes unsigned and below 2^Bits, x signed
 //   set_ints(n), load_ints(p), store_ints(i, p), a - b, a * b      of Ints
@@ -39,6 +40,7 @@ inline Bytes operator&(Bytes a, Bytes b) { return {a.v & b.v}; }
 inline Bytes operator|(Bytes a, Bytes b) { return {a.v | b.v}; }
 inline Bytes operator<<(Bytes a, int n) { return {a.v << n}; }
 inline Bytes operator>>(Bytes a, int n) { return {a.v >> n}; }
+inline Bytes select(Bytes mask, Bytes a, Bytes b) { return {(a.v & mask.v) | (b.v & ~mask.v)}; }
 
 // The two whole numbers of 16 bits in every lane, added.
 inline MaskLanes add_halves(ShortLanes a) {
@@ -78,9 +80,7 @@ inline Vec gather(const float* table, Ints index) {
 struct Bytes {
   __m256i v;
 
-  static Bytes load(const void* p) {
-    return {_mm256_loadu_si256(static_cast<const __m256i*>(p))};
-  }
+  static Bytes load(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
   static Bytes set(uint8_t byte) { return {_mm256_set1_epi8(static_cast<char>(byte))}; }
   static Bytes broadcast(const int8_t* p) {
     int32_t quad;
@@ -92,6 +92,9 @@ inline Bytes operator&(Bytes a, Bytes b) { return {_mm256_and_si256(a.v, b.v)}; 
 inline Bytes operator|(Bytes a, Bytes b) { return {_mm256_or_si256(a.v, b.v)}; }
 inline Bytes operator<<(Bytes a, int n) { return {_mm256_slli_epi32(a.v, n)}; }
 inline Bytes operator>>(Bytes a, int n) { return {_mm256_srli_epi32(a.v, n)}; }
+inline Bytes select(Bytes mask, Bytes a, Bytes b) {
+  return {_mm256_or_si256(_mm256_and_si256(mask.v, a.v), _mm256_andnot_si256(mask.v, b.v))};
+}
 
 template <int Bits>
 inline Ints dot(Ints sums, Bytes codes, Bytes x) {
@@ -102,8 +105,7 @@ inline Ints dot(Ints sums, Bytes codes, Bytes x) {
   const __m256i even_codes = _mm256_and_si256(codes.v, _mm256_set1_epi16(255));
   const __m256i even_x = _mm256_srai_epi16(_mm256_slli_epi16(x.v, 8), 8);
   const __m256i even = _mm256_madd_epi16(even_codes, even_x);
-  const __m256i odd =
-      _mm256_madd_epi16(_mm256_srli_epi16(codes.v, 8), _mm256_srai_epi16(x.v, 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(codes.v, 8), _mm256_srai_epi16(x.v, 8));
   return {_mm256_add_epi32(sums.v, _mm256_add_epi32(even, odd))};
 }
 inline Ints set_ints(int32_t n) { return {_mm256_set1_epi32(n)}; }
@@ -141,6 +143,9 @@ inline Bytes operator&(Bytes a, Bytes b) { return {_mm512_and_si512(a.v, b.v)}; 
 inline Bytes operator|(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b.v)}; }
 inline Bytes operator<<(Bytes a, int n) { return {_mm512_slli_epi32(a.v, n)}; }
 inline Bytes operator>>(Bytes a, int n) { return {_mm512_srli_epi32(a.v, n)}; }
+inline Bytes select(Bytes mask, Bytes a, Bytes b) {
+  return {_mm512_ternarylogic_epi32(mask.v, a.v, b.v, 0xca)};
+}
 
 template <int Bits>
 inline Ints dot(Ints sums, Bytes codes, Bytes x) {
@@ -154,8 +159,7 @@ inline Ints dot(Ints sums, Bytes codes, Bytes x) {
   const __m512i even_codes = _mm512_and_si512(codes.v, _mm512_set1_epi16(255));
   const __m512i even_x = _mm512_srai_epi16(_mm512_slli_epi16(x.v, 8), 8);
   const __m512i even = _mm512_madd_epi16(even_codes, even_x);
-  const __m512i odd =
-      _mm512_madd_epi16(_mm512_srli_epi16(codes.v, 8), _mm512_srai_epi16(x.v, 8));
+  const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(codes.v, 8), _mm512_srai_epi16(x.v, 8));
   return {_mm512_add_epi32(sums.v, _mm512_add_epi32(even, odd))};
 #endif
 }
