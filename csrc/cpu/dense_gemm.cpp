@@ -157,19 +157,6 @@ Launch prepare(const Tensor& x, const Tensor& packed, const std::optional<Tensor
   return launch;
 }
 
-// Runs body(task, worker) for every task, the next free worker taking the next; worker < threads.
-template <class Body>
-void run_tasks(int64_t tasks, int64_t threads, const Body& body) {
-  std::atomic<int64_t> next{0};
-  const auto work = [&](int64_t worker) {
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
-      body(task, worker);
-  };
-  const int64_t workers = std::min(threads, tasks);
-  if (workers <= 1) return work(0);
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t worker, int64_t) { work(worker); });
-}
-
 // Runs body(block) over rows x panels, cut finely enough that threads end together.
 template <class Body>
 void run_blocks(const Launch& launch, const Body& body) {

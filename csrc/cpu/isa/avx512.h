@@ -102,7 +102,6 @@ inline Vec dot(Pairs a, Pairs b, Vec c) {
 #endif
 
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
-inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
 }  // namespace TAUT_ISA
 }  // namespace taut
