@@ -150,6 +150,8 @@ def test_a_reader_that_left_is_no_error():
     result = taut("info", stdout=writing)
     os.close(writing)
     assert result.returncode == 1 and result.stderr == b""
+    with open("/dev/full", "wb") as full:
+        refused(taut("info", stdout=full), "No space left", code=1)
 
 
 def test_a_failure_leaves_the_old_output(lines, tmp_path):

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string>
 
+#include "cpu/gemm_tasks.h"
 #include "cpu/tensor.h"
 
 namespace taut {
@@ -11,8 +12,6 @@ namespace {
 
 VariantRecord linear_variant("packed_linear");
 VariantRecord linear_layer_norm_variant("packed_linear_layer_norm");
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- packing: a permutation of elements, the same for every instruction set
 
@@ -102,15 +101,6 @@ Tensor unpack_weight(const Tensor& packed, int64_t channels, int64_t depth) {
 
 // ---- the product
 
-// How the rows of x are cut: into blocks of whole units, as equal as they come. A unit is the rows
-// of a tile, so that only the last one is narrower. Nothing of this touches a result.
-struct RowSplit {
-  int64_t rows, unit, blocks;
-  int64_t begin(int64_t block) const {
-    return std::min(rows, divide_up(rows, unit) * block / blocks * unit);
-  }
-};
-
 struct Launch {
   GemmParams params{};
   int64_t rows;
@@ -119,10 +109,7 @@ struct Launch {
   int64_t threads;  // 1 where the work is not worth waking others
 
   RowSplit split(int64_t most_rows, int64_t multiple) const {
-    const int64_t unit = tiles ? 32 : 6;
-    const int64_t units = divide_up(rows, unit);
-    const int64_t blocks = divide_up(units, std::max<int64_t>(1, most_rows / unit));
-    return {rows, unit, std::min(units, divide_up(blocks, multiple) * multiple)};
+    return split_rows(rows, tiles ? 32 : 6, most_rows, multiple);
   }
 };
 

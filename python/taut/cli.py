@@ -103,12 +103,12 @@ def main() -> None:
             app()
         finally:
             print(end="", flush=True)  # which knows a standard output that is closed
-    except BrokenPipeError:  # whoever read standard output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
-        sys.exit(1)
     except (InputError, OutputError, OSError, MemoryError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        typer.echo(f"taut: {message}", err=True)
+        if isinstance(error, OSError):  # of standard output, which Python flushes again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):  # whose reader has seen enough
+            message = " ".join(str(error).split()) or type(error).__name__
+            typer.echo(f"taut: {message}", err=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -28,7 +28,12 @@ def _check_batch_tokens(op: str, batch_tokens: int) -> None:
 
 
 class Encoder(Pretrained):
-    """Texts to embeddings, or packed token ids to hidden states."""
+    """Texts to embeddings, or packed token ids to hidden states.
+
+    On the CPU, in fp32 and bf16 (the dtype of the weights, or of torch.autocast), without gradients
+    and outside of torch.compile, what a text gives is the same, bit for bit, whatever else is in
+    the batch. Elsewhere torch's own matrix products run, which do not promise that.
+    """
 
     def forward(
         self,
@@ -92,8 +97,8 @@ class Encoder(Pretrained):
     ) -> torch.Tensor:
         """Embed texts.
 
-        A text's embedding is the same, bit for bit, whatever texts come with it. The encoder is in
-        eval mode afterwards.
+        On the CPU in fp32 and bf16 a text's embedding is the same, bit for bit, whatever texts come
+        with it. The encoder is in eval mode afterwards.
 
         Args:
             texts: a list or any other ordered iterable of str; longer ones are cut to the model's length, "" is embedded too.
