@@ -97,6 +97,17 @@ struct Sink {
   const LowbitBlock& block;
   float* sums;  // or null: p.out
 
+  // Asks for the lines of p.out that a tile will be written to, so that its stores do not wait.
+  __attribute__((always_inline)) void prefetch(int64_t row, int64_t rows, int64_t panel) const {
+    if (sums) return;
+    const int64_t size = p.out_type == Element::f32 ? 4 : 2;
+    const char* out = static_cast<const char*>(p.out) +
+                      (row * p.out_features + panel * kLowbitPanel) * size;
+    for (int64_t r = 0; r < rows; ++r, out += p.out_features * size)
+      for (int64_t line = 0; line < kLowbitPanel * size; line += 64)
+        __builtin_prefetch(out + line, 1);
+  }
+
   void take(const float* tile, const float* bias, int64_t row, int64_t rows, int64_t panel) const {
     const int64_t channel = panel * kLowbitPanel, left = p.out_features - channel;
     const int64_t channels = left < kLowbitPanel ? left : kLowbitPanel;
@@ -187,6 +198,7 @@ void integer_panel(const Work& work, int64_t panel, const uint8_t* codes,
     const int64_t begin = work.count() * tile / tiles, end = work.count() * (tile + 1) / tiles;
     const LowbitRows part{rows.codes + begin * p.codes_stride(), rows.scale + begin * p.x_groups,
                           rows.sum + begin * p.groups, nullptr};
+    work.sink.prefetch(work.block.row_begin + begin, end - begin, panel);
     multiply_integers<Bits>(p, {codes, part, constants, sums}, end - begin);
     work.sink.take(sums, constants.bias, work.block.row_begin + begin, end - begin, panel);
   }
