@@ -115,10 +115,11 @@ inline void multiply_run(Vec (&sums)[Rows][kTileVectors], const X* x, int64_t x_
   }
 }
 
-// out (Rows, kPanel) = Rows rows of x times one panel, added to what is there where `add` says so.
+// out (Rows, kPanel) = Rows rows of x times one panel; with `scale` (kPanel), which needs
+// in_features <= kRun, that is scaled and added to what is there.
 template <int Rows, class T>
-void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_features, bool add,
-                   float* out) {
+void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_features,
+                   const float* scale, float* out) {
   constexpr int64_t kTileColumns = kTileVectors * Vec::kWidth;
   int64_t end = 0;
   for (int64_t begin = 0; begin < in_features; begin = end) {
@@ -140,8 +141,13 @@ void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_feat
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < kTileVectors; ++v) {
-          float* place = out + r * kPanel + column + v * Vec::kWidth;
-          (add || begin ? Vec::load(place) + sums[r][v] : sums[r][v]).store(place);
+          const int64_t c = column + v * Vec::kWidth;
+          float* place = out + r * kPanel + c;
+          if (scale) {
+            fma(sums[r][v], Vec::load(scale + c), Vec::load(place)).store(place);
+          } else {
+            (begin ? Vec::load(place) + sums[r][v] : sums[r][v]).store(place);
+          }
         }
     }
   }
@@ -149,16 +155,16 @@ void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_feat
 
 template <class T>
 inline void multiply_rows(int64_t rows, const T* x, int64_t x_stride, const T* panel,
-                          int64_t in_features, bool add, float* out) {
+                          int64_t in_features, const float* scale, float* out) {
   switch (rows) {
-    case 1: return multiply_tile<1>(x, x_stride, panel, in_features, add, out);
-    case 2: return multiply_tile<2>(x, x_stride, panel, in_features, add, out);
+    case 1: return multiply_tile<1>(x, x_stride, panel, in_features, scale, out);
+    case 2: return multiply_tile<2>(x, x_stride, panel, in_features, scale, out);
 #if !defined(TAUT_ISA_portable)
-    case 3: return multiply_tile<3>(x, x_stride, panel, in_features, add, out);
-    case 4: return multiply_tile<4>(x, x_stride, panel, in_features, add, out);
-    case 5: return multiply_tile<5>(x, x_stride, panel, in_features, add, out);
+    case 3: return multiply_tile<3>(x, x_stride, panel, in_features, scale, out);
+    case 4: return multiply_tile<4>(x, x_stride, panel, in_features, scale, out);
+    case 5: return multiply_tile<5>(x, x_stride, panel, in_features, scale, out);
 #endif
-    default: return multiply_tile<kTileRows>(x, x_stride, panel, in_features, add, out);
+    default: return multiply_tile<kTileRows>(x, x_stride, panel, in_features, scale, out);
   }
 }
 
@@ -178,7 +184,7 @@ void multiply_by_vectors(const GemmParams& p, const GemmBlock& block, const Fini
       const int64_t row = block.row_begin + block_rows * tile / tiles;
       const int64_t rows = block.row_begin + block_rows * (tile + 1) / tiles - row;
       const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
-      multiply_rows(rows, x, p.x_stride, weights, p.in_features, false, sums);
+      multiply_rows(rows, x, p.x_stride, weights, p.in_features, nullptr, sums);
       finish(sums, kPanel, row, rows, channel, left < kPanel ? left : kPanel);
     }
   }
