@@ -115,7 +115,7 @@ def _sass(listing: str) -> dict[str, Counter]:
     kernels = {}
     for part in listing.split("Function : ")[1:]:
         name, _, body = part.partition("\n")
-        found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", body)
+        found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", body)
         kernels[name.strip()] = Counter(found)
     return kernels
 

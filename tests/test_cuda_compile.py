@@ -54,13 +54,13 @@ INSTRUCTIONS = {
     },
     "register_budgets": {"": [r"USETMAXREG\.DEALLOC.*", r"USETMAXREG\.TRY_ALLOC.*"]},
 } | {
-    f"wgmma_products<{types}, {n}, (Major)0, (Major)0>": {"": [name.replace("N", str(n))]}
+    f"wgmma_products<{types}, {n}, (Major)0, (Major)0>": {"": [name.replace("@", str(n))]}
     for types, name in {
-        "bf16, float": r"HGMMA\.64xNx16\.F32\.BF16",
-        "f16, float": r"HGMMA\.64xNx16\.F32",
-        "e4m3, float": r"QGMMA\.64xNx32\.F32\.E4M3\.E4M3",
-        "signed char, int": r"IGMMA\.64xNx32\.S8\.S8",
-        "b1, int": r"BGMMA\.64xNx256\.AND\.POPC",
+        "bf16, float": r"HGMMA\.64x@x16\.F32\.BF16",
+        "f16, float": r"HGMMA\.64x@x16\.F32",
+        "e4m3, float": r"QGMMA\.64x@x32\.F32\.E4M3\.E4M3",
+        "signed char, int": r"IGMMA\.64x@x32\.S8\.S8",
+        "b1, int": r"BGMMA\.64x@x256\.AND\.POPC",
     }.items()
     for n in (8, 16, 32, 64, 96, 128, 192, 256)
 }
