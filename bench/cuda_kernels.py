@@ -14,7 +14,9 @@ HEADER = """# CUDA kernels as compiled
 
 Written by `bench/cuda_kernels.py` with nvcc {version}; no GPU is involved. Shared memory is what a
 kernel declares itself, without the dynamic part. Instructions are counted in the machine code, not
-in what runs. `tests/cuda` holds one kernel per wrapper of `csrc/cuda/ptx`.
+in what runs. Notes are what ptxas says of wgmma: C7512, that products are serialized for want of
+registers; C7517 and C7519, that it put in a wait or a fence. `tests/cuda` holds one kernel per
+wrapper of `csrc/cuda/ptx`.
 """
 
 
@@ -33,13 +35,16 @@ def table() -> str:
     for (source, architecture), kernels in cuda_compile.compile_all().items():
         for k in kernels:
             notable = ", ".join(f"{n} {name}" for name, n in k.notable().items())
-            cells = (k.name, f"sm_{architecture}", k.registers, k.shared, k.spills, notable)
-            rows.setdefault(source, []).append("| " + " | ".join(map(str, cells)) + " |")
+            notes = ", ".join(k.notes)
+            cells = (
+                f"{k.name} | sm_{architecture} | {k.registers} | {k.shared} | {k.spills} | {notes}"
+            )
+            rows.setdefault(source, []).append(f"| {cells} | {notable} |")
     for source, lines in rows.items():
         parts.append(
             f"\n## {source.relative_to(ROOT)}\n\n"
-            "| kernel | for | registers | shared bytes | spilled bytes | instructions |\n"
-            "|---|---|---|---|---|---|\n" + "\n".join(sorted(lines)) + "\n"
+            "| kernel | for | registers | shared bytes | spilled bytes | notes | instructions |\n"
+            "|---|---|---|---|---|---|---|\n" + "\n".join(sorted(lines)) + "\n"
         )
     return "".join(parts)
 

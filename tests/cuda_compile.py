@@ -37,6 +37,7 @@ class Kernel:
     registers: int
     shared: int  # bytes the kernel declares itself: dynamic shared memory is not known here
     spills: int  # bytes stored and loaded
+    notes: list[str]  # codes of what ptxas had to do to wgmma, as C7512: serialized
     instructions: dict[str, int]  # by full name, as in HMMA.16816.F32.BF16
 
     def notable(self) -> dict[str, int]:
@@ -99,14 +100,17 @@ def _demangle(names: list[str]) -> dict[str, str]:
     return dict(zip(names, (re.sub(r"\([^()]*\)$", "", n) for n in plain), strict=True))
 
 
-def _ptxas(log: str) -> dict[str, tuple[int, int, int]]:
-    """{mangled kernel: (registers, shared bytes, spilled bytes)} from `-Xptxas -v`."""
+def _ptxas(log: str) -> dict[str, tuple[int, int, int, list[str]]]:
+    """{mangled kernel: (registers, shared bytes, spilled bytes, notes)} from `-Xptxas -v`."""
+    notes = re.findall(r"\((C\d+)\).* function '(\w+)'", log)
     kernels = {}
     for part in log.split("Compiling entry function '")[1:]:
         spills = sum(map(int, re.findall(r"(\d+) bytes spill", part)))
         registers = int(re.search(r"Used (\d+) registers", part)[1])
         shared = re.search(r"(\d+) bytes smem", part)
-        kernels[part.split("'")[0]] = (registers, int(shared[1]) if shared else 0, spills)
+        name = part.split("'")[0]
+        own = sorted({code for code, function in notes if function == name})
+        kernels[name] = (registers, int(shared[1]) if shared else 0, spills, own)
     return kernels
 
 
@@ -120,6 +124,14 @@ def _sass(listing: str) -> dict[str, Counter]:
     return kernels
 
 
+def run_nvcc(arguments: list) -> str:
+    """What nvcc printed; fails with it."""
+    run = subprocess.run([find_nvcc(), *arguments], capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"nvcc {arguments[-1]}:\n{run.stdout}{run.stderr}")
+    return run.stderr
+
+
 @cache
 def compile_source(source: Path, architecture: str) -> list[Kernel]:
     """Compile a source for one architecture. Fails with what nvcc printed."""
@@ -128,20 +140,18 @@ def compile_source(source: Path, architecture: str) -> list[Kernel]:
     if not cached.exists():
         OUTPUT.mkdir(parents=True, exist_ok=True)
         cubin = cached.with_suffix(f".{os.getpid()}.cubin")
-        command = [find_nvcc(), *FLAGS, f"-I{ROOT / 'csrc'}", "-Xptxas", "-v", "-cubin"]
+        arguments = [*FLAGS, f"-I{ROOT / 'csrc'}", "-Xptxas", "-v", "-cubin", "-o", cubin]
+        arguments.append(f"-gencode=arch=compute_{architecture},code=sm_{architecture}")
         if b"torch/" in source.read_bytes():
             from torch.utils import cpp_extension
 
-            command += [f"-isystem={path}" for path in cpp_extension.include_paths()]
-        command.append(f"-gencode=arch=compute_{architecture},code=sm_{architecture}")
-        run = subprocess.run([*command, "-o", cubin, source], capture_output=True, text=True)
-        if run.returncode:
-            raise RuntimeError(f"{source.name} for sm_{architecture}:\n{run.stdout}{run.stderr}")
+            arguments += [f"-isystem={path}" for path in cpp_extension.include_paths()]
+        log = run_nvcc([*arguments, source])
         listing = subprocess.run(
             [find_cuobjdump(), "-sass", cubin], capture_output=True, text=True, check=True
         ).stdout
         cubin.unlink()
-        usage, instructions = _ptxas(run.stderr), _sass(listing)
+        usage, instructions = _ptxas(log), _sass(listing)
         plain = _demangle(list(usage))
         kernels = [Kernel(plain[k], *usage[k], dict(instructions[k])) for k in usage]
         kernels.sort(key=lambda kernel: kernel.name)
