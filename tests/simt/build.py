@@ -29,6 +29,7 @@ _KERNEL = [
     "-fno-strict-aliasing",
     "-fno-tree-sra",
     "-Wno-unknown-pragmas",
+    "-Wno-psabi",
 ]
 _RUNTIME = ["-O2", "-march=x86-64-v3", "-Wno-clobbered"]
 
@@ -39,7 +40,7 @@ class SimtError(RuntimeError):
 
 def _compile(source: Path, flags: list[str]) -> Path:
     """Compile one file to an object, unless build/ has it from the same inputs."""
-    command = [os.environ.get("CXX", "g++"), *_COMMON, *flags, *_INCLUDES]
+    command = ["g++", *_COMMON, *flags, *_INCLUDES]
     preprocessed = subprocess.run(
         [*command, "-E", "-fno-sanitize=all", str(source)], check=True, capture_output=True
     ).stdout
