@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import taut
 from taut.registry import OPS
 
 ROOT = Path(__file__).parent.parent
@@ -48,13 +47,6 @@ def test_first_call_may_be_a_compiled_one():
         "assert torch.equal(compiled(x), taut.layer_norm(x))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "python")
-
-
-def test_public_functions_have_docstrings_with_shapes():
-    for name in taut.__all__:
-        value = getattr(taut, name)
-        if callable(value) and not isinstance(value, type):
-            assert value.__doc__ and "Args:" in value.__doc__, name
 
 
 def test_no_assembly_outside_its_room():

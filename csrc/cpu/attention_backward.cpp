@@ -34,11 +34,9 @@ void set_saved(AttentionBackwardParams& p, const Tensor& grad_out, const Tensor&
         shape_of(grad_out));
   check(shape_matches(out), op, "out must be (", f.total_q, ", ", f.heads, ", ", f.head_dim,
         "), got ", shape_of(out));
-  check_cpu(logsumexp, op, "logsumexp");
-  check(logsumexp.dim() == 2 && logsumexp.size(0) == f.heads && logsumexp.size(1) == f.total_q &&
-            logsumexp.scalar_type() == ScalarType::Float && logsumexp.is_contiguous(),
-        op, "logsumexp must be contiguous float32 (", f.heads, ", ", f.total_q, "), got ",
-        shape_of(logsumexp));
+  check(logsumexp.dim() == 2 && logsumexp.size(0) == f.heads && logsumexp.size(1) == f.total_q, op,
+        "logsumexp must be (", f.heads, ", ", f.total_q, "), got ", shape_of(logsumexp));
+  check_contiguous_float(logsumexp, op, "logsumexp");
   p.logsumexp = logsumexp.const_data_ptr<float>();
 }
 

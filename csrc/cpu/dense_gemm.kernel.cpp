@@ -6,6 +6,7 @@
 #include "cpu/dense_gemm.h"
 
 #include "cpu/dense_gemm_vector.h"
+#include "cpu/gemm_epilogue.h"
 #include "cpu/isa/columns.h"
 #if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
 #include "cpu/dense_gemm_tiles.h"
@@ -35,11 +36,6 @@ inline Vec bias_of(const GemmParams& p, int64_t channel, int n) {
                        : load(static_cast<const T*>(p.bias) + channel, n);
 }
 
-template <class T>
-struct GeluFor : Gelu {};
-template <>
-struct GeluFor<bf16> : GeluForBf16 {};
-
 template <class Function, class T>
 void linear(const GemmParams& p, const GemmBlock& block) {
   T* out = static_cast<T*>(p.out);
@@ -57,14 +53,8 @@ void linear(const GemmParams& p, const GemmBlock& block) {
 
 template <class T>
 void linear(const GemmParams& p, const GemmBlock& block) {
-  switch (p.activation) {
-    case Activation::none: return linear<Identity, T>(p, block);
-    case Activation::relu: return linear<Relu, T>(p, block);
-    case Activation::gelu: return linear<GeluFor<T>, T>(p, block);
-    case Activation::gelu_tanh: return linear<GeluTanh, T>(p, block);
-    case Activation::silu: return linear<Silu, T>(p, block);
-    case Activation::tanh: return linear<Tanh, T>(p, block);
-  }
+  with_activation<T>(p.activation,
+                     [&](auto function) { linear<decltype(function), T>(p, block); });
 }
 
 template <class T>

@@ -83,9 +83,10 @@ inline void k_step(Vec (&sums)[Rows][kTileVectors], const bf16* x, int64_t x_str
 template <class T>
 constexpr int64_t kRun = sizeof(T) == 4 ? 256 : INT64_MAX;
 
-// out (Rows, kPanel) = Rows rows of x times one panel.
+// out (Rows, kPanel) = Rows rows of x times one panel, added to what is there where `add` says so.
 template <int Rows, class T>
-void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_features, float* out) {
+void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_features, bool add,
+                   float* out) {
   constexpr int64_t kTileColumns = kTileVectors * Vec::kWidth;
   for (int64_t column = 0; column < kPanel; column += kTileColumns) {
     const T* weights = panel + column * kStep<T>;
@@ -110,7 +111,7 @@ void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_feat
 #pragma GCC unroll 8
         for (int v = 0; v < kTileVectors; ++v) {
           float* place = out + r * kPanel + column + v * Vec::kWidth;
-          (begin ? Vec::load(place) + sums[r][v] : sums[r][v]).store(place);
+          (add || begin ? Vec::load(place) + sums[r][v] : sums[r][v]).store(place);
         }
     }
   }
@@ -118,16 +119,16 @@ void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_feat
 
 template <class T>
 inline void multiply_rows(int64_t rows, const T* x, int64_t x_stride, const T* panel,
-                          int64_t in_features, float* out) {
+                          int64_t in_features, bool add, float* out) {
   switch (rows) {
-    case 1: return multiply_tile<1>(x, x_stride, panel, in_features, out);
-    case 2: return multiply_tile<2>(x, x_stride, panel, in_features, out);
+    case 1: return multiply_tile<1>(x, x_stride, panel, in_features, add, out);
+    case 2: return multiply_tile<2>(x, x_stride, panel, in_features, add, out);
 #if !defined(TAUT_ISA_portable)
-    case 3: return multiply_tile<3>(x, x_stride, panel, in_features, out);
-    case 4: return multiply_tile<4>(x, x_stride, panel, in_features, out);
-    case 5: return multiply_tile<5>(x, x_stride, panel, in_features, out);
+    case 3: return multiply_tile<3>(x, x_stride, panel, in_features, add, out);
+    case 4: return multiply_tile<4>(x, x_stride, panel, in_features, add, out);
+    case 5: return multiply_tile<5>(x, x_stride, panel, in_features, add, out);
 #endif
-    default: return multiply_tile<kTileRows>(x, x_stride, panel, in_features, out);
+    default: return multiply_tile<kTileRows>(x, x_stride, panel, in_features, add, out);
   }
 }
 
@@ -147,7 +148,7 @@ void multiply_by_vectors(const GemmParams& p, const GemmBlock& block, const Fini
       const int64_t row = block.row_begin + block_rows * tile / tiles;
       const int64_t rows = block.row_begin + block_rows * (tile + 1) / tiles - row;
       const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
-      multiply_rows(rows, x, p.x_stride, weights, p.in_features, sums);
+      multiply_rows(rows, x, p.x_stride, weights, p.in_features, false, sums);
       finish(sums, kPanel, row, rows, channel, left < kPanel ? left : kPanel);
     }
   }

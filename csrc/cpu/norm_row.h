@@ -33,9 +33,9 @@ inline Moments moments_of(const float* row, int64_t columns, Vec total, bool rms
 }
 
 // out = (row - mean) * rstd * weight + norm_bias; weight and norm_bias may be null.
-template <class T>
+template <class T, class Out>
 inline void write_normalized(const float* row, int64_t columns, Moments moments, const T* weight,
-                             const T* norm_bias, T* out) {
+                             const T* norm_bias, Out* out) {
   const Vec scale = Vec::set(moments.rstd);
   const Vec shift = Vec::set(moments.mean);
   for_columns(columns, [&](int64_t c, int n) {

@@ -1,12 +1,20 @@
 """The `taut` command."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from taut.text_io import InputError, check_output, read_texts, write_embeddings
+from taut.text_io import (
+    InputError,
+    OutputError,
+    check_output,
+    load_encoder,
+    read_texts,
+    write_embeddings,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -23,15 +31,6 @@ def _dtype(name: str):
     if name not in _DTYPES:
         raise typer.BadParameter(f"must be one of {', '.join(_DTYPES)}, got {name!r}")
     return getattr(torch, _DTYPES[name])
-
-
-def _load_encoder(model: str, dtype: str, device: str):
-    from taut import Encoder
-
-    try:
-        return Encoder.from_pretrained(model, dtype=_dtype(dtype), device=device)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load model {model}: {error}") from None
 
 
 @app.command()
@@ -57,14 +56,17 @@ def encode(
     ] = None,
 ) -> None:
     """Embed the texts of INPUT and write one vector per text, in order."""
-    check_output(output)
+    check_output(output, input)
     if jsonl_field is None and input.endswith(".jsonl"):
         jsonl_field = "text"
     texts = read_texts(input, jsonl_field)
-    encoder = _load_encoder(model, dtype, device)
+    encoder = load_encoder(model, dtype=_dtype(dtype), device=device)
     show = sys.stderr.isatty() if progress is None else progress
     options = {} if batch_tokens is None else {"batch_tokens": batch_tokens}
-    embeddings = encoder.encode(texts, normalize=normalize, show_progress=show, **options)
+    try:
+        embeddings = encoder.encode(texts, normalize=normalize, show_progress=show, **options)
+    except ValueError as error:
+        raise InputError(f"cannot encode {input} with {model}: {error}") from None
     write_embeddings(output, embeddings.cpu().numpy())
     typer.echo(f"{len(texts)} embeddings of {embeddings.shape[1]} written to {output}", err=True)
 
@@ -97,9 +99,16 @@ def info() -> None:
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 wrong use or unusable input."""
     try:
-        app()
-    except InputError as error:
-        typer.echo(f"taut: {error}", err=True)
-        sys.exit(2)
+        try:
+            app()
+        finally:
+            print(end="", flush=True)  # which knows a standard output that is closed
+    except (InputError, OutputError, OSError, MemoryError) as error:
+        if isinstance(error, OSError):  # of standard output, which Python flushes again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):  # whose reader has seen enough
+            message = " ".join(str(error).split()) or type(error).__name__
+            typer.echo(f"taut: {message}", err=True)
+        sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

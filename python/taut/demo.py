@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from taut import Encoder
-from taut.text_io import InputError
+from taut.text_io import InputError, load_encoder
 
 QUERIES = (
     "parse a date from a string",
@@ -83,7 +83,9 @@ class PaddedBaseline:
 
         logging.disable_progress_bar()
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.model = AutoModel.from_pretrained(model, attn_implementation="sdpa").eval()
+        self.model = AutoModel.from_pretrained(
+            model, attn_implementation="sdpa", dtype=torch.float32
+        ).eval()
         self.max_length = max_length
         self.padded_tokens = self.real_tokens = 0
 
@@ -128,18 +130,19 @@ def _measure(contenders: dict, texts: list[str]) -> tuple[dict, dict]:
 def run(model: str | None, sample: int, corpus: int) -> None:
     """The whole demo; prints to standard output."""
     model = model or default_model()
+    fp32 = load_encoder(model)
+    bf16 = load_encoder(model, dtype=torch.bfloat16)
     docstrings = every_nth(stdlib_docstrings(), corpus)
     print(f"{len(docstrings)} docstrings of Python's standard library, model {model}")
-    fp32 = Encoder.from_pretrained(model)
-    bf16 = Encoder.from_pretrained(model, dtype=torch.bfloat16)
 
     texts = [d.text for d in every_nth(docstrings, sample)]
     contenders = {"taut fp32": fp32.encode, "taut bf16": bf16.encode}
     try:
         baseline = PaddedBaseline(model, fp32.max_length)
-    except ImportError:
+    except (ImportError, OSError, ValueError) as error:
         baseline = None
-        print("transformers is not installed: no baseline to compare with")
+        cause = str(error).split("\n", 1)[0]
+        print(f"no baseline to compare with, transformers cannot load {model}: {cause}")
     if baseline is not None:
         contenders = {"transformers fp32, padded": baseline.encode, **contenders}
     seconds, embeddings = _measure(contenders, texts)

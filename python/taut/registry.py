@@ -219,6 +219,61 @@ def _fake_packed_linear_layer_norm(x, packed, bias, residual, weight, norm_bias,
     return residual.new_empty(residual.shape)
 
 
+_LOWBIT = (
+    "Tensor x, Tensor? x_scale, Tensor packed, Tensor scale, Tensor? zero_point, "
+    "Tensor? codebook, Tensor? bias, SymInt out_features, int bits, int group_size, int x_bits"
+)
+
+
+def _groups(columns, group_size):
+    return (columns + group_size - 1) // group_size if group_size else 1
+
+
+def _fake_quantized(x, columns, group_size=0):
+    rows = x.shape[0]
+    q = x.new_empty((rows, columns), dtype=torch.int8)
+    return q, x.new_empty((rows, _groups(columns, group_size)), dtype=torch.float32)
+
+
+def _fake_quantize_per_token(
+    x, channel_scale=None, channel_shift=None, bits=8, grid="absmax", hadamard=False, group_size=0
+):
+    return _fake_quantized(x, x.shape[1], group_size)
+
+
+def _fake_pack_lowbit(codes, bits, in_features):
+    panels, blocks = (codes.shape[0] + PANEL - 1) // PANEL, (in_features + 63) // 64
+    return codes.new_empty((panels, blocks, 2 * bits, PANEL, 4))
+
+
+def _fake_unpack_lowbit(packed, bits, out_features, in_features):
+    return packed.new_empty((out_features, (in_features * bits + 7) // 8))
+
+
+def _fake_lowbit_linear(
+    x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size, x_bits,
+    epilogue="none", residual=None, x_zero_point=0.0, out_dtype=None,
+):  # fmt: skip
+    return x.new_empty((x.shape[0], out_features), dtype=out_dtype or x.dtype)
+
+
+def _fake_lowbit_linear_quantize(
+    x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size, x_bits,
+    epilogue="none", out_bits=8, out_group_size=0,
+):  # fmt: skip
+    return _fake_quantized(x, out_features, out_group_size)
+
+
+def _fake_lowbit_linear_layer_norm(
+    x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size, x_bits,
+    residual, weight, norm_bias, eps, quantize=False, quant_weight=None, quant_bias=None,
+):  # fmt: skip
+    out = residual.new_empty(residual.shape)
+    if quantize:
+        return (out, *_fake_quantized(x, out_features))
+    return out, x.new_empty((0, 0), dtype=torch.int8), scale.new_empty((0, 0))
+
+
 OPS: dict[str, Op] = {
     op.name: op
     for op in (
@@ -390,6 +445,64 @@ OPS: dict[str, Op] = {
             "Tensor? norm_bias, float eps) -> Tensor",
             _fake_packed_linear_layer_norm,
             autocast=True,
+        ),
+        Op(
+            "quantize_per_token",
+            "quantize",
+            "(Tensor x, Tensor? channel_scale=None, Tensor? channel_shift=None, int bits=8, "
+            "str grid='absmax', bool hadamard=False, int group_size=0) "
+            "-> (Tensor q, Tensor scale)",
+            _fake_quantize_per_token,
+        ),
+        Op(
+            "layer_norm_quantize",
+            "quantize",
+            "(Tensor x, Tensor? residual, Tensor? bias, Tensor? weight, Tensor? norm_bias, "
+            "Tensor? quant_weight, Tensor? quant_bias, float eps, int bits=8) "
+            "-> (Tensor out, Tensor q, Tensor scale)",
+            lambda x, *_: (x.new_empty(x.shape), *_fake_quantized(x, x.shape[1])),
+        ),
+        Op(
+            "kronecker",
+            "quantize",
+            "(Tensor x, Tensor left, Tensor right) -> Tensor",
+            lambda x, left, right: x.new_empty(x.shape),
+        ),
+        Op(
+            "pack_lowbit",
+            "lowbit_gemm",
+            "(Tensor codes, int bits, SymInt in_features) -> Tensor",
+            _fake_pack_lowbit,
+            False,
+        ),
+        Op(
+            "unpack_lowbit",
+            "lowbit_gemm",
+            "(Tensor packed, int bits, SymInt out_features, SymInt in_features) -> Tensor",
+            _fake_unpack_lowbit,
+            False,
+        ),
+        Op(
+            "lowbit_linear",
+            "lowbit_gemm",
+            f"({_LOWBIT}, str epilogue='none', Tensor? residual=None, float x_zero_point=0.0, "
+            "ScalarType? out_dtype=None) -> Tensor",
+            _fake_lowbit_linear,
+        ),
+        Op(
+            "lowbit_linear_quantize",
+            "lowbit_gemm",
+            f"({_LOWBIT}, str epilogue='none', int out_bits=8, int out_group_size=0) "
+            "-> (Tensor q, Tensor scale)",
+            _fake_lowbit_linear_quantize,
+        ),
+        Op(
+            "lowbit_linear_layer_norm",
+            "lowbit_gemm",
+            f"({_LOWBIT}, Tensor residual, Tensor? weight, Tensor? norm_bias, float eps, "
+            "bool quantize=False, Tensor? quant_weight=None, Tensor? quant_bias=None) "
+            "-> (Tensor out, Tensor q, Tensor scale)",
+            _fake_lowbit_linear_layer_norm,
         ),
     )
 }

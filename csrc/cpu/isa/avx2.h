@@ -105,6 +105,13 @@ struct Pairs {
   }
 };
 
+inline void store_pairs(Vec even, Vec odd, bf16* p) {
+  const __m256i low = _mm256_cvtepu16_epi32(Vec::narrow(even.v, p));
+  const __m256i high = _mm256_cvtepu16_epi32(Vec::narrow(odd.v, p));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm256_or_si256(low, _mm256_slli_epi32(high, 16)));
+}
+
 inline float reduce_add(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
