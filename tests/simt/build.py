@@ -1,4 +1,4 @@
-"""Compiles cases of the host SIMT executor with g++ and calls them."""
+"""Compiles cases of the host SIMT executor with g++, or for a GPU with nvcc, and calls them."""
 
 import ctypes
 import functools
@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+
+import cuda_compile
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -27,6 +29,7 @@ _KERNEL = [
     "-fno-strict-aliasing",
     "-fno-tree-sra",
     "-Wno-unknown-pragmas",
+    "-Wno-psabi",
 ]
 _RUNTIME = ["-O2", "-march=x86-64-v3", "-Wno-clobbered"]
 
@@ -37,7 +40,7 @@ class SimtError(RuntimeError):
 
 def _compile(source: Path, flags: list[str]) -> Path:
     """Compile one file to an object, unless build/ has it from the same inputs."""
-    command = [os.environ.get("CXX", "g++"), *_COMMON, *flags, *_INCLUDES]
+    command = ["g++", *_COMMON, *flags, *_INCLUDES]
     preprocessed = subprocess.run(
         [*command, "-E", "-fno-sanitize=all", str(source)], check=True, capture_output=True
     ).stdout
@@ -69,6 +72,24 @@ def load(case: str) -> ctypes.CDLL:
         )
         partial.replace(library)
     return ctypes.CDLL(str(library))
+
+
+@functools.cache
+def load_for_gpu(case: str, architecture: str) -> ctypes.CDLL:
+    """The same case as CUDA: its launches run on the GPU, whatever their schedule."""
+    library = OUTPUT / f"{case}-sm_{architecture}.so"
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    cuda_compile.run_nvcc(
+        ["-shared", "-Xcompiler", "-fPIC", *gpu_flags(architecture), "-o", library]
+        + [HERE / "cases" / f"{case}.cpp"]
+    )
+    return ctypes.CDLL(str(library))
+
+
+def gpu_flags(architecture: str) -> list[str]:
+    """What makes nvcc take a case as CUDA, with the GPU's simt.h."""
+    gencode = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    return ["-x", "cu", "-std=c++17", "-O1", f"-I{HERE / 'gpu'}", f"-I{ROOT / 'csrc'}", gencode]
 
 
 def _argument(value):

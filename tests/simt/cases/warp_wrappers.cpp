@@ -1,5 +1,6 @@
 // Each warp-level wrapper, on fresh random data, against a loop over the lane map that the PTX ISA
 // prints for it. The loops know matrices and elements; nothing of the executor is used in them.
+#include <cstring>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -49,9 +50,9 @@ std::vector<uint32_t> run_warp(const char* name, void (*kernel)(Params),
 // ---- ldmatrix, stmatrix: 16-bit element [matrix][row][column] of the 2 KiB in shared memory, the
 // rows of which lie in a permuted order.
 
-int row_offset(int row) { return (row * 5 + 3) % 32 * 16; }
+__host__ __device__ inline int row_offset(int row) { return (row * 5 + 3) % 32 * 16; }
 
-void fill_shared(Params p) {
+__device__ void fill_shared(Params p) {
   auto shared = reinterpret_cast<uint32_t*>(dynamic_shared());
   for (int i = 0; i < 4; ++i) shared[row_offset(threadIdx.x) / 4 + i] = p.in[threadIdx.x * 16 + i];
   __syncwarp();
@@ -198,7 +199,11 @@ constexpr Shape k8{8, 32, 4, 2, a_of_k8, b_of_k8}, k16{16, 16, 8, 4, a_of_k16, b
     k32{32, 8, 16, 8, a_of_k32, b_of_k32}, k128{128, 1, 64, 32, a_of_k128, b_of_k128},
     k256{256, 1, 128, 64, a_of_k256, b_of_k256};
 
-uint32_t bits_of(float x) { return __float_as_uint(x); }
+uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
 
 // `make` draws an element and gives its bits and value; `times` multiplies values.
 template <class D, class Make, class Times>

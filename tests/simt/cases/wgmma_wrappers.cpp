@@ -2,6 +2,7 @@
 // are laid out element by element as the PTX ISA draws them; nothing of the executor is used in
 // that.
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -97,6 +98,11 @@ struct Drawn {
   uint32_t bits;
   double value;
 };
+uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
 double eighths(std::mt19937_64& random) { return (int(random() % 61) - 30) / 8.0; }
 
 struct Bf16 {
@@ -105,7 +111,7 @@ struct Bf16 {
   static constexpr int bits = 16;
   static Drawn draw(std::mt19937_64& random) {
     const float x = eighths(random);
-    return {__float_as_uint(x) >> 16, x};
+    return {bits_of(x) >> 16, x};
   }
 };
 struct F16 {
@@ -115,7 +121,7 @@ struct F16 {
   static Drawn draw(std::mt19937_64& random) {
     const float x = eighths(random);
     if (x == 0) return {0, 0};
-    const uint32_t b = __float_as_uint(x);
+    const uint32_t b = bits_of(x);
     return {(b >> 16 & 0x8000) | ((b >> 23 & 0xff) - 112) << 10 | (b >> 13 & 0x3ff), x};
   }
 };
