@@ -19,6 +19,7 @@ STEMS = sorted({op.stem for op in OPS.values()})
 def test_every_stem_has_its_rooms(stem):
     rooms = [
         f"python/taut/reference/{stem}.py",
+        f"python/taut/fakes/{stem}.py",
         f"python/taut/ops/{stem}.py",
         f"csrc/cpu/{stem}.cpp",
         f"csrc/cpu/{stem}.kernel.cpp",

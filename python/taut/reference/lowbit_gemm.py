@@ -14,13 +14,11 @@ so that only the last line rounds as the backend likes, and not even that where 
 import torch
 from torch.nn import functional
 
-from taut.formats import BITS, GROUP_SIZES, dequantize_codes, pack_codes, unpack_codes
+from taut.formats import BITS, BLOCK, GROUP_SIZES, PANEL, dequantize_codes, pack_codes, unpack_codes
 from taut.reference._check import FLOATS, check_choice, check_optional_tensor, check_tensor
 from taut.reference.dense_gemm import ACTIVATIONS
 from taut.reference.quantize import quantize_per_token, quantize_rows
-from taut.registry import PANEL
 
-BLOCK = 64  # k per block of a packed weight
 MAX_IN_FEATURES = 65536  # 255 * 128 * 65536 < 2^31: sums stay within int32
 OUT_DTYPES = (torch.float32, torch.bfloat16)
 X_BITS = (0, 4, 8)  # 0: activations stay floating point
