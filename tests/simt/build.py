@@ -31,7 +31,7 @@ _KERNEL = [
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
 ]
-_RUNTIME = ["-O2", "-march=x86-64-v3", "-Wno-clobbered"]
+_RUNTIME = ["-O3", "-Wno-clobbered"]
 
 
 class SimtError(RuntimeError):
