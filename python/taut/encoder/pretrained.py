@@ -150,7 +150,7 @@ class Pretrained(torch.nn.Module):
             layers: other schemes for some of them: patterns such as "layers.0.*" or
                 "layers.*.down" -> scheme, later ones win; "embeddings.word" is "w8a16" or "float".
             dtype: of everything else, and of the hidden states.
-            calibration: texts like those to come; up to 16384 tokens of them are run. Ranges of
+            calibration: texts like those to come; up to 8192 tokens of them are run. Ranges of
                 activations come from them, and rounding errors of symmetric integers are
                 compensated for them ("GPTQ"), which 4 bits and fewer need. None: random token ids
                 give the ranges, and scales have the least squared error of the weights.
