@@ -22,7 +22,7 @@ from taut.nn import Linear, LowbitLinear
 from taut.ops.activation import bias_glu
 from taut.ops.attention import varlen_attention_qkvpacked
 from taut.quantizers import fold_shift_scale
-from taut.schemes import Scheme, parse_scheme, quantize_weight
+from taut.schemes import Scheme, auto_scheme, parse_scheme, quantize_weight
 
 if TYPE_CHECKING:
     from taut.encoder.pretrained import Pretrained
@@ -231,6 +231,7 @@ def quantize(
         raise ValueError("quantize: the encoder must not be quantized yet")
     if model.task == "masked_lm":
         raise ValueError("quantize: the encoder must not be a MaskedLM, whose head is its table")
+    scheme = auto_scheme(model.device.type) if scheme == "auto" else scheme
     schemes = schemes_of(model, scheme, layers)
     batch = calibration_batch("quantize", model, calibration, seed)
     quantized = copy.deepcopy(model).to("cpu").float().eval()
