@@ -253,7 +253,6 @@ def test_floating_point_activations(isa, dtype, shape):
         assert_close_by_comparison(got, plain, exact_total(weight, x, bias))
 
 
-
 @pytest.mark.parametrize("out_bits, out_group_size", ((8, 0), (4, 0), (8, 32), (8, 128)))
 @pytest.mark.parametrize("activation", ("int8", "none"))
 def test_linear_quantize(isa, out_bits, out_group_size, activation):
@@ -324,9 +323,7 @@ def test_optional_arguments(isa):
     got = taut.lowbit_linear_layer_norm(x, weight, None, residual)
     want = taut.lowbit_linear_layer_norm(x, weight, zeros, residual, ones, zeros)
     assert torch.equal(got[0], want[0])
-    explicit = LowbitWeight(
-        weight.codes, weight.scale, torch.full((70, 1), 8.0), None, 4, 130
-    )
+    explicit = LowbitWeight(weight.codes, weight.scale, torch.full((70, 1), 8.0), None, 4, 130)
     assert torch.equal(taut.lowbit_linear(x, explicit), taut.lowbit_linear(x, weight))
 
 
@@ -348,15 +345,11 @@ def test_layouts(isa, activation, change):
         x, bias, residual = (torch.randn(*s).to(dtype) for s in ((37, 100), (70,), (37, 70)))
         want = every_op(x, weight, bias, residual, activation=activation)
         weight._packed = misaligned(weight.packed)
-        got = every_op(
-            change(x), weight, misaligned(bias), change(residual), activation=activation
-        )
+        got = every_op(change(x), weight, misaligned(bias), change(residual), activation=activation)
         assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
     q, x_scale = codes_of(37, 100), torch.rand(37, 4)
     want = taut.lowbit_linear(q, weight, x_scale=x_scale, out_dtype=torch.float32)
-    got = taut.lowbit_linear(
-        change(q), weight, x_scale=change(x_scale), out_dtype=torch.float32
-    )
+    got = taut.lowbit_linear(change(q), weight, x_scale=change(x_scale), out_dtype=torch.float32)
     assert torch.equal(got, want)
 
 
