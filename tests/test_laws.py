@@ -98,7 +98,7 @@ def test_the_docstring_of_an_op_is_complete(function):
         if "Tensor" in str(parameter.annotation):
             shape = r"\(.*\)|as in|the same|what `pack_weight` gave"
             assert re.search(shape, documented[name], re.S), f"{name} has no shape"
-    dtype = r"fp32|int32|bool|dtype"
+    dtype = r"fp32|int32|int8|bool|dtype|as in"
     assert re.search(dtype, found["Args"]), "no dtypes"
     assert re.search(r"\(.*\)|Packing|packed", found["Returns"], re.S), "no shape"
     assert "TypeError, ValueError: naming the argument" in found["Raises"]

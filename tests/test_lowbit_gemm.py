@@ -235,7 +235,8 @@ def test_epilogues(isa, dtype, activation):
 def test_floating_point_activations(isa, dtype, shape):
     rows, out_features, in_features = shape
     x = torch.randn(rows, in_features).to(dtype)
-    bias = torch.randn(out_features)
+    # A single product may cancel with a bias, and only its rounding be left.
+    bias = torch.randn(out_features) if out_features > 1 else None
     for bits, group_size, zero_point, codebook in (
         (8, 0, None, None),
         (8, 32, "half", None),
@@ -251,7 +252,8 @@ def test_floating_point_activations(isa, dtype, shape):
         got = taut.lowbit_linear(x, weight, bias, activation="none")
         if rows:
             assert last_variant("lowbit_linear") == f"{isa}/float"
-        plain = functional.linear(x, weight.dequantize().to(dtype), bias.to(dtype))
+        plain_bias = None if bias is None else bias.to(dtype)
+        plain = functional.linear(x, weight.dequantize().to(dtype), plain_bias)
         assert_close_by_comparison(got, plain, exact_total(weight, x, bias))
 
 

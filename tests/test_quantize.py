@@ -8,7 +8,9 @@ import torch
 
 import taut
 from helpers import (
+    adversarial_rows,
     assert_close_by_comparison,
+    assert_same,
     far_rows,
     misaligned,
     on_one_thread,
@@ -20,38 +22,11 @@ from taut.reference import quantize as reference
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 COLUMNS = (1, 7, 8, 16, 31, 384, 387)
 EXACT_GRIDS = ("absmax", "full_range")
-LARGEST = torch.finfo(torch.float32).max
 EPS = 1e-5
-
-
-def adversarial_rows(columns: int) -> torch.Tensor:
-    """fp32 rows: zeros, one outlier, denormals, ties at one half, the largest numbers, not finite."""
-    rows = torch.randn(13, columns)
-    rows[0] = 0.0
-    rows[1] = -0.0
-    rows[2, columns // 2] = 1e30
-    rows[3] *= 1e-40
-    rows[4] = 1e-45
-    rows[5] = torch.randint(-253, 254, (columns,)) / 2  # inverse 1: halves are ties
-    rows[5, -1] = 127.0
-    rows[6] = LARGEST * torch.sign(rows[6])
-    rows[7, columns // 3] = float("inf")
-    rows[8, -1] = float("-inf")
-    rows[9, 0] = float("nan")
-    rows[10, -1] = -float("nan")
-    rows[11] = torch.randint(-255, 256, (columns,)) / 2
-    rows[11, 0] = -128.0
-    return rows
 
 
 def rows_of(columns, dtype):
     return torch.cat((3 * torch.randn(20, columns), adversarial_rows(columns))).to(dtype)
-
-
-def assert_same(got, want):
-    for actual, expected in zip(got, want, strict=True):
-        assert actual.dtype == expected.dtype and actual.shape == expected.shape
-        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
 # ---- quantize_per_token

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from helpers import assert_same
 from taut.formats import BITS, pack_codes
 from taut.reference.lowbit_gemm import pack_lowbit
-from test_quantize import assert_same
 from triton_helpers import DTYPES, assert_agrees, guarded_memory, launch, reference
 
 # A sigmoid far below zero is 1 / inf.

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from helpers import strided_rows
-from test_quantize import adversarial_rows, assert_same
+from helpers import adversarial_rows, assert_same, strided_rows
 from triton_helpers import DTYPES, assert_agrees, guarded_memory, launch, reference
 
 # Squares of the largest numbers overflow; infinities cancel in a butterfly.

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from taut.registry import PANEL
+from taut.formats import PANEL
 from taut.triton_kernels._launch import (
     dot_type,
     launcher,
@@ -229,13 +229,13 @@ def lowbit_linear_quantize(
 @launcher
 def lowbit_linear_layer_norm(
     x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size, x_bits,
-    residual, weight, norm_bias, eps, quantize, quant_weight, quant_bias,
+    residual, norm_weight, norm_bias, eps, quantize, quant_weight, quant_bias,
 ):  # fmt: skip
     total, _ = _linear(
         x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size,
         x_bits, dtype=torch.float32,
     )  # fmt: skip
-    operands = total, residual, None, weight, norm_bias
+    operands = total, residual, None, norm_weight, norm_bias
     if quantize:
         return norm_quantize(*operands, quant_weight, quant_bias, eps, 8, residual.dtype)
     out = normalize(*operands, eps, False, True, residual.dtype)[0]

@@ -325,7 +325,7 @@ class Forward {
           square[i] = Vec::load(block + (c + i) * kLanes + lane) * factor;
         transpose(square);
         for (int i = 0; i < rows; ++i)
-          store_part(square[i], out + (lane + i) * out_stride + c, vector_part(p_.head_dim - c));
+          store(square[i], out + (lane + i) * out_stride + c, vector_part(p_.head_dim - c));
       }
     }
   }

@@ -343,7 +343,7 @@ std::tuple<Tensor, Tensor, Tensor> lowbit_linear_layer_norm(
     const Tensor& scale, const std::optional<Tensor>& zero_point,
     const std::optional<Tensor>& codebook, const std::optional<Tensor>& bias, int64_t out_features,
     int64_t bits, int64_t group_size, int64_t x_bits, const Tensor& residual,
-    const std::optional<Tensor>& weight, const std::optional<Tensor>& norm_bias, double eps,
+    const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias, double eps,
     bool quantize, const std::optional<Tensor>& quant_weight,
     const std::optional<Tensor>& quant_bias) {
   const char* op = "lowbit_linear_layer_norm";
@@ -357,7 +357,7 @@ std::tuple<Tensor, Tensor, Tensor> lowbit_linear_layer_norm(
     if (t) check_vector(*t, out_features, dtype, op, name);
     return data_or_null<void>(t);
   };
-  p.weight = vector(weight, "weight");
+  p.weight = vector(norm_weight, "norm_weight");
   p.norm_bias = vector(norm_bias, "norm_bias");
   p.quant_weight = vector(quant_weight, "quant_weight");
   p.quant_bias = vector(quant_bias, "quant_bias");

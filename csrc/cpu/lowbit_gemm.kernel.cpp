@@ -97,6 +97,17 @@ struct Sink {
   const LowbitBlock& block;
   float* sums;  // or null: p.out
 
+  // Asks for the lines of p.out that a tile will be written to, so that its stores do not wait.
+  __attribute__((always_inline)) void prefetch(int64_t row, int64_t rows, int64_t panel) const {
+    if (sums) return;
+    const int64_t size = p.out_type == Element::f32 ? 4 : 2;
+    const char* out =
+        static_cast<const char*>(p.out) + (row * p.out_features + panel * kLowbitPanel) * size;
+    for (int64_t r = 0; r < rows; ++r, out += p.out_features * size)
+      for (int64_t line = 0; line < kLowbitPanel * size; line += 64)
+        __builtin_prefetch(out + line, 1);
+  }
+
   void take(const float* tile, const float* bias, int64_t row, int64_t rows, int64_t panel) const {
     const int64_t channel = panel * kLowbitPanel, left = p.out_features - channel;
     const int64_t channels = left < kLowbitPanel ? left : kLowbitPanel;
@@ -197,6 +208,7 @@ void integer_panel(const Work& work, int64_t panel, const uint8_t* codes,
     const int64_t begin = work.count() * tile / tiles, end = work.count() * (tile + 1) / tiles;
     const LowbitRows part{rows.codes + begin * p.codes_stride(), rows.scale + begin * p.x_groups,
                           rows.sum + begin * p.groups, nullptr};
+    work.sink.prefetch(work.block.row_begin + begin, end - begin, panel);
     multiply_integers<Bits>(p, {codes, part, constants, sums}, end - begin);
     work.sink.take(sums, constants.bias, work.block.row_begin + begin, end - begin, panel);
   }
@@ -206,18 +218,24 @@ template <int Bits>
 void float_panel(const Work& work, int64_t panel, const uint8_t* codes,
                  const PanelConstants& constants) {
   const LowbitParams& p = work.p;
-  if (p.codebook) prepare_codebook(p, panel, work.scratch.codebook);
+  float table[16];
+  FloatPanel float_panel{codes, constants, nullptr, prepare_table(p, table)};
+  if (p.codebook) {
+    prepare_codebook(p, panel, work.scratch.codebook);
+    float_panel.codebook = work.scratch.codebook;
+  }
   const int64_t first = work.block.row_begin * p.x_stride;
+  float* sums = work.scratch.sums;
   if (p.x_type == Element::bf16) {
-    multiply_floats<Bits>(p, codes, static_cast<const bf16*>(p.x) + first, p.x_stride, work.count(),
-                          constants, work.scratch);
+    multiply_floats<Bits>(p, float_panel, static_cast<const bf16*>(p.x) + first, p.x_stride,
+                          work.count(), reinterpret_cast<bf16*>(work.scratch.values), sums);
   } else {
     const bool wide = p.x_type == Element::f16;
     const float* x = wide ? work.rows.wide : static_cast<const float*>(p.x) + first;
-    multiply_floats<Bits>(p, codes, x, wide ? p.in_features : p.x_stride, work.count(), constants,
-                          work.scratch);
+    multiply_floats<Bits>(p, float_panel, x, wide ? p.in_features : p.x_stride, work.count(),
+                          work.scratch.values, sums);
   }
-  work.sink.take(work.scratch.sums, constants.bias, work.block.row_begin, work.count(), panel);
+  work.sink.take(sums, constants.bias, work.block.row_begin, work.count(), panel);
 }
 
 }  // namespace

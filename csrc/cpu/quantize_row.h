@@ -27,11 +27,21 @@ inline float absmax_of(Ints bits) {
   const int32_t most = reduce_max(bits);
   return as_float(most < 0x7f800000 ? static_cast<uint32_t>(most) : 0x7fc00000u);
 }
-template <class T>
-inline float absmax_of(const T* row, int64_t columns) {
+inline float absmax_of(const float* row, int64_t columns) {
   Ints bits = Ints::zero();
   for_columns(columns, [&](int64_t c, int n) { bits = max(bits, bits_of(abs(load(row + c, n)))); });
   return absmax_of(bits);
+}
+// Half precision is compared before it is widened. The compiler vectorises this as it stands.
+template <class T>
+inline float absmax_of(const T* row, int64_t columns) {
+  int16_t most = 0;
+  for (int64_t c = 0; c < columns; ++c) {
+    const int16_t bits = static_cast<int16_t>(row[c].bits & 0x7fff);
+    most = bits > most ? bits : most;
+  }
+  const float absmax = to_float(T{static_cast<uint16_t>(most)});
+  return absmax - absmax == 0.0f ? absmax : as_float(0x7fc00000u);
 }
 
 // Writes the codes of a row whose absmax_of is known, and returns their sum; 0 where it is NaN.

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 import torch
 
 BITS = (2, 3, 4, 8)
+PANEL = 64  # output channels per panel of a packed weight, dense or low-bit
+BLOCK = 64  # input features per block of a packed low-bit weight
 GROUP_SIZES = (0, 32, 64, 128, 256)  # 0: one group, the whole row
 
 

@@ -30,7 +30,9 @@ inline int32_t reduce_max(Ints a) {
   return low > high ? low : high;
 }
 inline void store(Ints a, int8_t* p, int n) {
-  for (int i = 0; i < n; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+  typedef int8_t ByteLanes __attribute__((vector_size(4)));
+  const ByteLanes bytes = __builtin_convertvector(a.v, ByteLanes);
+  std::memcpy(p, &bytes, n == Vec::kWidth ? 4 : static_cast<size_t>(n));
 }
 
 #elif defined(TAUT_ISA_avx2)

@@ -2,6 +2,7 @@
 
 import json
 import reprlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Fields:
 
     def __init__(self, source: str | Path, values: Any) -> None:
         self.source, self.values = source, values
-        if not isinstance(values, dict):
+        if not isinstance(values, Mapping):
             raise ValueError(f"{source}: must hold objects, got {reprlib.repr(values)}")
 
     @classmethod
@@ -50,36 +51,40 @@ class Fields:
         """Raises the ValueError for a field that is not what is wanted."""
         raise ValueError(f"{self.source}: {key} must be {wanted}, got {reprlib.repr(got)}")
 
-    def get(self, key: str, kind: type, default: Any = None) -> Any:
-        """The field, or the default where it is missing."""
+    def _take(self, key: str, default: Any, accepts: Callable[[Any], bool], wanted: str) -> Any:
         value = self.values.get(key)
         value = default if value is None else value
-        if not isinstance(value, kind):
-            self.refuse(key, _WORDS[kind], value)
+        if not accepts(value):
+            self.refuse(key, wanted, value)
         return value
+
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        """The field, or the default where it is missing."""
+        return self._take(key, default, lambda value: isinstance(value, kind), _WORDS[kind])
 
     def choice(self, key: str, accepted: Any, default: str | None = None) -> str:
         """The field, a string that must be among the accepted ones."""
-        value = self.values.get(key)
-        value = default if value is None else value
-        if not isinstance(value, str) or value not in accepted:
-            self.refuse(key, f"one of {', '.join(accepted)}", value)
-        return value
+
+        def accepts(value):
+            return isinstance(value, str) and value in accepted
+
+        return self._take(key, default, accepts, f"one of {', '.join(accepted)}")
 
     def integer(
         self, key: str, default: int | None = None, *, least: int = 1, most: int = LARGEST
     ) -> int:
-        value = self.values.get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            wanted = str(least) if least == most else f"an integer from {least} to {most}"
-            self.refuse(key, wanted, value)
-        return value
+        """The field, an integer from `least` to `most`."""
+
+        def accepts(value):
+            return type(value) is int and least <= value <= most
+
+        wanted = str(least) if least == most else f"an integer from {least} to {most}"
+        return self._take(key, default, accepts, wanted)
 
     def fraction(self, key: str, default: float) -> float:
         """The field, a number in [0, 1)."""
-        value = self.values.get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-            self.refuse(key, "a number in [0, 1)", value)
-        return value
+
+        def accepts(value):
+            return type(value) in (int, float) and 0 <= value < 1
+
+        return self._take(key, default, accepts, "a number in [0, 1)")
