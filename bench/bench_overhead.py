@@ -5,13 +5,13 @@ torch.add. Every round times all ops once, so that a noisy moment meets them all
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import torch
 
 import taut
+from runner import write_json
 
 CALLS = 200
 ROUNDS = 40
@@ -78,7 +78,9 @@ def main():
     for name in results["grad mode"]:
         print(f"{name:28s}" + "".join(f"{figures[name]:16.2f}" for figures in results.values()))
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        rows = [{"op": name, **{mode: figures[name] for mode, figures in results.items()}}
+                for name in results["grad mode"]]  # fmt: skip
+        write_json(options.json, rows)
 
 
 if __name__ == "__main__":

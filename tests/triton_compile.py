@@ -88,7 +88,7 @@ def gemm_calls(dtype):
 def attention_calls(dtype, head_dim):
     q, (k, v) = torch.randn(80, 2, head_dim).to(dtype), torch.randn(2, 80, 1, head_dim).to(dtype)
     cu_seqlens = torch.tensor([0, 17, 80]).int()
-    rest = (cu_seqlens, cu_seqlens, 0.1, None, None, False, (-1, -1), 0.0, None, 0.0, 0)
+    rest = (cu_seqlens, None, None, None, None, False, -1, -1, 0.0, None, 0.0, 0)
     launch("varlen_attention", q, k, v, *rest)
     launch("varlen_attention_backward", q, q, k, v, q, torch.zeros(2, 80), *rest)
 
@@ -97,7 +97,7 @@ def attention_calls_with_every_option(dtype, head_dim):
     qkv, bias = torch.randn(80, 3, 2, head_dim).to(dtype), torch.zeros(3, 2, head_dim).to(dtype)
     slopes, relative_bias = torch.ones(2, 2), torch.zeros(2, 9)
     rest = (
-        torch.tensor([0, 17, 80]).int(), 0.1, slopes, relative_bias, False, (5, 7), 2.0,
+        torch.tensor([0, 17, 80]).int(), 0.1, slopes, relative_bias, False, 5, 7, 2.0,
         (1.03, -0.03), 0.1, 1 << 40,
     )  # fmt: skip
     launch("varlen_attention_qkvpacked", qkv, bias, *rest)

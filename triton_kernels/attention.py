@@ -1,5 +1,7 @@
 """Attention over packed sequences: the forward kernel, and the launchers of every attention op."""
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -89,10 +91,13 @@ def _attention_kernel(
 
 def _problem(
     q, k, v, biases, cu_seqlens_q, cu_seqlens_k, softmax_scale, alibi_slopes, relative_bias,
-    causal, window_size, softcap, clip, dropout_p,
+    causal, left, right, softcap, clip, dropout_p,
 ):  # fmt: skip
-    left, right = window_size
     right = 0 if causal else right
+    if softmax_scale is None:
+        softmax_scale = 1 / math.sqrt(q.shape[2])
+    if cu_seqlens_k is None:
+        cu_seqlens_k = cu_seqlens_q
     dropout = dropout_p > 0
     slopes = None if alibi_slopes is None else alibi_slopes.contiguous()
     return Problem(

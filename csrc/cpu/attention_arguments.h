@@ -14,11 +14,11 @@ namespace taut {
 constexpr int64_t kSerialAttentionWork = 1 << 19;
 
 struct AttentionOptions {
-  double softmax_scale;
+  std::optional<double> softmax_scale;
   const std::optional<Tensor>& alibi_slopes;
   const std::optional<Tensor>& relative_bias;
   bool causal;
-  const std::vector<int64_t>& window_size;
+  int64_t window_left, window_right;
   double softcap;
   const std::optional<std::vector<double>>& clip;
   double dropout_p;
@@ -27,11 +27,12 @@ struct AttentionOptions {
 
 inline void set_attention_options(AttentionParams& p, const AttentionOptions& o, int64_t batch,
                                   const char* op) {
-  check(o.softmax_scale > 0 && std::isfinite(o.softmax_scale), op,
-        "softmax_scale must be positive, got ", o.softmax_scale);
+  const double scale =
+      o.softmax_scale ? *o.softmax_scale : 1 / std::sqrt(static_cast<double>(p.head_dim));
+  check(scale > 0 && std::isfinite(scale), op, "softmax_scale must be positive, got ", scale);
   check(o.softcap >= 0 && std::isfinite(o.softcap), op, "softcap must be at least 0, got ",
         o.softcap);
-  p.softmax_scale = static_cast<float>(o.softmax_scale);
+  p.softmax_scale = static_cast<float>(scale);
   p.softcap = static_cast<float>(o.softcap);
   if (o.alibi_slopes) {
     const Tensor& slopes = *o.alibi_slopes;
@@ -55,10 +56,11 @@ inline void set_attention_options(AttentionParams& p, const AttentionOptions& o,
     p.relative_bias = bias.const_data_ptr<float>();
     p.relative_limit = bias.size(1) / 2;
   }
-  check(o.window_size.size() == 2 && o.window_size[0] >= -1 && o.window_size[1] >= -1, op,
-        "window_size must be (left, right), each at least -1");
+  check(o.window_left >= -1 && o.window_right >= -1, op,
+        "window_size must be (left, right), each at least -1, got (", o.window_left, ", ",
+        o.window_right, ")");
   constexpr int64_t kUnlimited = int64_t{1} << 40;
-  const int64_t left = o.window_size[0], right = o.causal ? 0 : o.window_size[1];
+  const int64_t left = o.window_left, right = o.causal ? 0 : o.window_right;
   p.window_left = left < 0 ? kUnlimited : std::min(left, kUnlimited);
   p.window_right = right < 0 ? kUnlimited : std::min(right, kUnlimited);
   p.by_distance = p.alibi_slopes || p.relative_bias || left >= 0 || right >= 0;
@@ -97,7 +99,7 @@ inline AttentionInput attention_input(const Tensor& t, int64_t head_dim, ScalarT
 // Checks q, k, v and fills in what describes them.
 inline void set_attention_inputs(AttentionParams& p, const Tensor& q, const Tensor& k,
                                  const Tensor& v, const Tensor& cu_seqlens_q,
-                                 const Tensor& cu_seqlens_k, const char* op) {
+                                 const std::optional<Tensor>& cu_seqlens_k, const char* op) {
   check(q.dim() == 3, op, "q must be (total_q, heads, head_dim), got ", shape_of(q));
   p.total_q = q.size(0);
   p.heads = q.size(1);
@@ -112,11 +114,17 @@ inline void set_attention_inputs(AttentionParams& p, const Tensor& q, const Tens
   check(p.heads_kv > 0 && p.heads % p.heads_kv == 0, op,
         "k must have a number of heads that divides those of q, ", p.heads, ", got ", p.heads_kv);
   check_cu_seqlens(cu_seqlens_q, p.total_q, op, "cu_seqlens_q");
-  check_cu_seqlens(cu_seqlens_k, k.size(0), op, "cu_seqlens_k");
-  check(cu_seqlens_q.size(0) == cu_seqlens_k.size(0), op, "cu_seqlens_k must be ",
-        shape_of(cu_seqlens_q), " like cu_seqlens_q, got ", shape_of(cu_seqlens_k));
-  p.cu_seqlens_q = cu_seqlens_q.const_data_ptr<int32_t>();
-  p.cu_seqlens_k = cu_seqlens_k.const_data_ptr<int32_t>();
+  p.cu_seqlens_q = p.cu_seqlens_k = cu_seqlens_q.const_data_ptr<int32_t>();
+  if (!cu_seqlens_k) {
+    const int32_t last = p.cu_seqlens_q[cu_seqlens_q.size(0) - 1];
+    check(last <= k.size(0), op, "cu_seqlens_k must end within total_tokens = ", k.size(0),
+          ", got ", last);
+    return;
+  }
+  check_cu_seqlens(*cu_seqlens_k, k.size(0), op, "cu_seqlens_k");
+  check(cu_seqlens_q.size(0) == cu_seqlens_k->size(0), op, "cu_seqlens_k must be ",
+        shape_of(cu_seqlens_q), " like cu_seqlens_q, got ", shape_of(*cu_seqlens_k));
+  p.cu_seqlens_k = cu_seqlens_k->const_data_ptr<int32_t>();
 }
 
 inline void set_packed_attention_inputs(AttentionParams& p, const Tensor& qkv,

@@ -136,11 +136,11 @@ AttentionGradient gradient(Tensor& t) { return {t.mutable_data_ptr(), t.stride(0
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
     const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
-    const Tensor& logsumexp, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-    double softmax_scale, const std::optional<Tensor>& alibi_slopes,
-    const std::optional<Tensor>& relative_bias, bool causal,
-    const std::vector<int64_t>& window_size, double softcap,
-    const std::optional<std::vector<double>>& clip, double dropout_p, int64_t dropout_seed) {
+    const Tensor& logsumexp, const Tensor& cu_seqlens_q, const std::optional<Tensor>& cu_seqlens_k,
+    std::optional<double> softmax_scale, const std::optional<Tensor>& alibi_slopes,
+    const std::optional<Tensor>& relative_bias, bool causal, int64_t window_left,
+    int64_t window_right, double softcap, const std::optional<std::vector<double>>& clip,
+    double dropout_p, int64_t dropout_seed) {
   const char* op = "varlen_attention_backward";
   const ScalarType dtype = q.scalar_type();
   const BackwardKernels kernels = kernels_of(dtype, op, "q");
@@ -149,8 +149,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
   set_attention_inputs(f, q, k, v, cu_seqlens_q, cu_seqlens_k, op);
   const int64_t batch = cu_seqlens_q.size(0) - 1;
   set_attention_options(f,
-                        {softmax_scale, alibi_slopes, relative_bias, causal, window_size, softcap,
-                         clip, dropout_p, dropout_seed},
+                        {softmax_scale, alibi_slopes, relative_bias, causal, window_left,
+                         window_right, softcap, clip, dropout_p, dropout_seed},
                         batch, op);
   set_saved(p, grad_out, out, logsumexp, dtype, op);
 
@@ -171,9 +171,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> varlen_attention_qkvpacked_backward(
     const Tensor& grad_out, const Tensor& qkv, const std::optional<Tensor>& bias, const Tensor& out,
-    const Tensor& logsumexp, const Tensor& cu_seqlens, double softmax_scale,
+    const Tensor& logsumexp, const Tensor& cu_seqlens, std::optional<double> softmax_scale,
     const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& relative_bias,
-    bool causal, const std::vector<int64_t>& window_size, double softcap,
+    bool causal, int64_t window_left, int64_t window_right, double softcap,
     const std::optional<std::vector<double>>& clip, double dropout_p, int64_t dropout_seed) {
   const char* op = "varlen_attention_qkvpacked_backward";
   const ScalarType dtype = qkv.scalar_type();
@@ -183,8 +183,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> varlen_attention_qkvpacked_backward(
   set_packed_attention_inputs(f, qkv, bias, cu_seqlens, op);
   const int64_t batch = cu_seqlens.size(0) - 1;
   set_attention_options(f,
-                        {softmax_scale, alibi_slopes, relative_bias, causal, window_size, softcap,
-                         clip, dropout_p, dropout_seed},
+                        {softmax_scale, alibi_slopes, relative_bias, causal, window_left,
+                         window_right, softcap, clip, dropout_p, dropout_seed},
                         batch, op);
   set_saved(p, grad_out, out, logsumexp, dtype, op);
 

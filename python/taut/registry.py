@@ -26,14 +26,11 @@ from taut._native import libraries
 _library = torch.library.Library("taut", "DEF")
 
 # Every argument costs about 0.2 us per call from Python; one left at its default costs nothing.
+# A list at its default is copied and converted all the same: hence the window's two numbers.
 _ATTENTION_OPTIONS = (
-    "float softmax_scale, Tensor? alibi_slopes=None, Tensor? relative_bias=None, "
-    "bool causal=False, SymInt[] window_size=[-1, -1], float softcap=0.0, float[]? clip=None, "
-    "float dropout_p=0.0, SymInt dropout_seed=0"
-)
-_ATTENTION_BACKWARD_OPTIONS = (
-    "float softmax_scale, Tensor? alibi_slopes, Tensor? relative_bias, bool causal, "
-    "SymInt[] window_size, float softcap, float[]? clip, float dropout_p, SymInt dropout_seed"
+    "float? softmax_scale=None, Tensor? alibi_slopes=None, Tensor? relative_bias=None, "
+    "bool causal=False, SymInt window_left=-1, SymInt window_right=-1, float softcap=0.0, "
+    "float[]? clip=None, float dropout_p=0.0, SymInt dropout_seed=0"
 )
 
 
@@ -46,6 +43,7 @@ class Op:
     schema: str
     fake: Callable
     triton: bool = True  # triton_kernels/<stem>.py has a launcher of this name
+    autocast: bool = False  # torch.autocast casts its tensors: see _register_autocast
 
     @functools.cached_property
     def reference(self) -> Callable:
@@ -76,6 +74,26 @@ class Op:
         missing = self.overload._schema.arguments[len(args) :]
         return (*args, *(argument.default_value for argument in missing))
 
+    def tensors(self, args: tuple) -> dict[str, torch.Tensor]:
+        """The tensors among `args` by name. The dispatcher takes None for any of them, and tensors
+        of any device and layout: TypeError and ValueError for those."""
+        found = {}
+        for argument, a in zip(self.overload._schema.arguments, args, strict=False):
+            if isinstance(a, torch.Tensor):
+                found[argument.name] = a
+            elif a is None and isinstance(argument.type, torch.TensorType):
+                raise TypeError(
+                    f"{self.name}: {argument.name} must be a torch.Tensor, got NoneType"
+                )
+        first, like = next(iter(found.items()))
+        for name, t in found.items():
+            if t.layout != torch.strided:
+                raise ValueError(f"{self.name}: {name} must be strided, got {t.layout}")
+            if t.device != like.device:
+                wanted = f"on {like.device} like {first}"
+                raise ValueError(f"{self.name}: {name} must be {wanted}, got {t.device}")
+        return found
+
 
 def _rows(x, dtype=torch.float32):
     return x.new_empty((x.shape[0],), dtype=dtype)
@@ -104,7 +122,7 @@ def _fake_option_gradients(alibi_slopes, relative_bias, like):
 
 
 def _fake_varlen_attention_backward(
-    grad_out, q, k, v, out, lse, cu_q, cu_k, scale, slopes, rel, *_
+    grad_out, q, k, v, out, lse, cu_q, cu_k=None, scale=None, slopes=None, rel=None, *_
 ):
     gradients = tuple(t.new_empty(t.shape) for t in (q, k, v))
     return (*gradients, *_fake_option_gradients(slopes, rel, q))
@@ -117,7 +135,7 @@ def _fake_varlen_attention_qkvpacked(qkv, *_):
 
 
 def _fake_varlen_attention_qkvpacked_backward(
-    grad_out, qkv, bias, out, lse, cu_seqlens, scale, slopes, rel, *_
+    grad_out, qkv, bias, out, lse, cu_seqlens, scale=None, slopes=None, rel=None, *_
 ):
     dbias = qkv.new_empty((0,) if bias is None else bias.shape)
     return (qkv.new_empty(qkv.shape), dbias, *_fake_option_gradients(slopes, rel, qkv))
@@ -232,15 +250,16 @@ OPS: dict[str, Op] = {
         Op(
             "varlen_attention",
             "attention",
-            "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+            "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor? cu_seqlens_k=None, "
             f"{_ATTENTION_OPTIONS}) -> (Tensor out, Tensor logsumexp)",
             _fake_varlen_attention,
+            autocast=True,
         ),
         Op(
             "varlen_attention_backward",
             "attention",
             "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, "
-            f"Tensor cu_seqlens_q, Tensor cu_seqlens_k, {_ATTENTION_BACKWARD_OPTIONS}) "
+            f"Tensor cu_seqlens_q, Tensor? cu_seqlens_k=None, {_ATTENTION_OPTIONS}) "
             "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dslopes, Tensor drelative_bias)",
             _fake_varlen_attention_backward,
         ),
@@ -250,12 +269,13 @@ OPS: dict[str, Op] = {
             f"(Tensor qkv, Tensor? bias, Tensor cu_seqlens, {_ATTENTION_OPTIONS}) "
             "-> (Tensor out, Tensor logsumexp)",
             _fake_varlen_attention_qkvpacked,
+            autocast=True,
         ),
         Op(
             "varlen_attention_qkvpacked_backward",
             "attention",
             "(Tensor grad_out, Tensor qkv, Tensor? bias, Tensor out, Tensor logsumexp, "
-            f"Tensor cu_seqlens, {_ATTENTION_BACKWARD_OPTIONS}) "
+            f"Tensor cu_seqlens, {_ATTENTION_OPTIONS}) "
             "-> (Tensor dqkv, Tensor dbias, Tensor dslopes, Tensor drelative_bias)",
             _fake_varlen_attention_qkvpacked_backward,
         ),
@@ -265,6 +285,7 @@ OPS: dict[str, Op] = {
             "(Tensor x, Tensor? residual, Tensor? bias, Tensor? weight, Tensor? norm_bias, "
             "float eps, bool return_sum) -> (Tensor out, Tensor sum, Tensor mean, Tensor rstd)",
             _fake_layer_norm,
+            autocast=True,
         ),
         Op(
             "layer_norm_backward",
@@ -280,6 +301,7 @@ OPS: dict[str, Op] = {
             "(Tensor x, Tensor? residual, Tensor? bias, Tensor? weight, float eps, "
             "bool return_sum) -> (Tensor out, Tensor sum, Tensor rstd)",
             _fake_rms_norm,
+            autocast=True,
         ),
         Op(
             "rms_norm_backward",
@@ -293,6 +315,7 @@ OPS: dict[str, Op] = {
             "activation",
             "(Tensor x, Tensor? bias, str activation) -> Tensor",
             lambda x, bias, activation: x.new_empty(x.shape),
+            autocast=True,
         ),
         Op(
             "bias_activation_backward",
@@ -306,6 +329,7 @@ OPS: dict[str, Op] = {
             "activation",
             "(Tensor x, Tensor? bias, str activation) -> Tensor",
             _fake_bias_glu,
+            autocast=True,
         ),
         Op(
             "bias_glu_backward",
@@ -357,6 +381,7 @@ OPS: dict[str, Op] = {
             "(Tensor x, Tensor packed, Tensor? bias, SymInt out_features, str activation) "
             "-> Tensor",
             _fake_packed_linear,
+            autocast=True,
         ),
         Op(
             "packed_linear_layer_norm",
@@ -364,6 +389,7 @@ OPS: dict[str, Op] = {
             "(Tensor x, Tensor packed, Tensor? bias, Tensor residual, Tensor? weight, "
             "Tensor? norm_bias, float eps) -> Tensor",
             _fake_packed_linear_layer_norm,
+            autocast=True,
         ),
     )
 }
@@ -371,8 +397,8 @@ OPS: dict[str, Op] = {
 
 def _reference_with_warning(op: Op) -> Callable:
     def run(*args):
-        device = next(a.device.type for a in args if isinstance(a, torch.Tensor))
-        libraries.warn_reference(op.name, device)
+        device = next(iter(op.tensors(args).values())).device
+        libraries.warn_reference(op.name, device.type)
         args = op.complete(args)
         if op.check is not None:
             op.check(*args)
@@ -384,12 +410,48 @@ def _reference_with_warning(op: Op) -> Callable:
 _TRITON_SERVES_GPU = (torch.version.cuda or torch.version.hip) and find_spec("triton")
 
 
+def _checked_fake(op: Op) -> Callable:
+    """One tensor on the meta device brings the whole call here, whatever the others are on."""
+
+    def run(*args):
+        op.tensors(args)
+        return op.fake(*args)
+
+    return run
+
+
+_KEPT_BY_AUTOCAST = ("alibi_slopes", "relative_bias", "packed")
+
+
+def _register_autocast(op: Op, device_type: str) -> None:
+    """Under torch.autocast the op runs in autocast's dtype, or in that of its packed weight, whose
+    layout goes by its dtype. Sums and norms are taken in fp32 inside in any case."""
+    key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
+    names = [argument.name for argument in op.overload._schema.arguments]
+
+    def run(*args):
+        named = dict(zip(names, args, strict=False))
+        like = named.get("packed")
+        dtype = torch.get_autocast_dtype(device_type) if like is None else like.dtype
+        for name, a in named.items():
+            is_float = isinstance(a, torch.Tensor) and a.is_floating_point()
+            if is_float and a.dtype != torch.float64 and name not in _KEPT_BY_AUTOCAST:
+                named[name] = a.to(dtype)
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return op.overload(*named.values())
+
+    _library.impl(op.name, run, key.name)
+
+
 def _define(op: Op) -> None:
     _library.define(op.name + op.schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(op.name, _reference_with_warning(op), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"taut::{op.name}", op.fake, lib=_library)
+    torch.library.register_fake(f"taut::{op.name}", _checked_fake(op), lib=_library)
     if op.triton and _TRITON_SERVES_GPU:
         _library.impl(op.name, lambda *args: op.triton_launcher(*op.complete(args)), "CUDA")
+    if op.autocast:
+        for device_type in ("cpu", "cuda"):
+            _register_autocast(op, device_type)
     _ = op.overload, op.entry  # now: torch.compile cannot trace a cached_property's first use
 
 

@@ -1,7 +1,5 @@
 """Attention over sequences of varying length, packed without padding."""
 
-import math
-
 import torch
 
 from taut import registry
@@ -9,30 +7,25 @@ from taut.ops._call import call
 
 _VARLEN_ATTENTION = registry.OPS["varlen_attention"]
 _QKVPACKED = registry.OPS["varlen_attention_qkvpacked"]
-_DEFAULTS = [False, (-1, -1), 0.0, None, 0.0, None]  # of the options that are no tensors
+_DEFAULTS = (False, (-1, -1), 0.0, None, 0.0, None)  # of the options that are no tensors
 
 
-def _seed(dropout_p, dropout_seed):
-    if dropout_seed is not None or dropout_p == 0:
-        return dropout_seed or 0
-    return int(torch.randint(1 << 62, (), device="cpu"))
-
-
-def _scale(softmax_scale, t):
-    if softmax_scale is not None:
-        return softmax_scale
-    if not isinstance(t, torch.Tensor) or t.dim() == 0 or t.shape[-1] == 0:
-        return 1.0  # the check says what is wrong
-    return 1 / math.sqrt(t.shape[-1])
-
-
-def _call(op, tensors, scale, options):
-    """Options left at their defaults are left out: see registry."""
-    slopes, relative_bias, *rest = options
-    if slopes is None and relative_bias is None and rest == _DEFAULTS:
-        return call(op, *tensors, scale)
-    *options, dropout_p, dropout_seed = options
-    return call(op, *tensors, scale, *options, dropout_p, _seed(dropout_p, dropout_seed))
+def _chosen(op, options):
+    """The op's options from the public ones, which begin at softmax_scale; those at their defaults
+    are left out where that is seen at a glance: they cost nothing then (see registry)."""
+    if options[3:] == _DEFAULTS:
+        if options[1] is None and options[2] is None:
+            return () if options[0] is None else options[:1]
+        return options[:3]
+    *tensors, causal, window_size, softcap, clip, dropout_p, seed = options
+    is_pair = isinstance(window_size, tuple | list)
+    if not is_pair or not all(isinstance(side, int) for side in window_size):
+        raise TypeError(f"{op.name}: window_size must be two ints, got {window_size!r}")
+    if len(window_size) != 2:
+        raise ValueError(f"{op.name}: window_size must be (left, right), got {window_size!r}")
+    if seed is None:
+        seed = int(torch.randint(1 << 62, (), device="cpu")) if dropout_p else 0
+    return *tensors, causal, *window_size, softcap, clip, dropout_p, seed
 
 
 def varlen_attention(
@@ -87,13 +80,15 @@ def varlen_attention(
     Source: Vaswani et al., "Attention is all you need", 2017; Press et al., "Train short, test
     long" (ALiBi), 2022; Bondarenko et al., "Quantizable Transformers" (clip), 2023.
     """
-    out, logsumexp = _call(
-        _VARLEN_ATTENTION,
-        (q, k, v, cu_seqlens_q, cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k),
-        _scale(softmax_scale, q),
-        (alibi_slopes, relative_bias, causal, window_size, softcap, clip, dropout_p, dropout_seed),
-    )
-    return (out, logsumexp) if return_lse else out
+    options = (
+        softmax_scale, alibi_slopes, relative_bias, causal, window_size, softcap, clip, dropout_p,
+        dropout_seed,
+    )  # fmt: skip
+    if (chosen := _chosen(_VARLEN_ATTENTION, options)) or cu_seqlens_k is not None:
+        result = call(_VARLEN_ATTENTION, q, k, v, cu_seqlens_q, cu_seqlens_k, *chosen)
+    else:
+        result = call(_VARLEN_ATTENTION, q, k, v, cu_seqlens_q)
+    return result if return_lse else result[0]
 
 
 def varlen_attention_qkvpacked(
@@ -128,13 +123,12 @@ def varlen_attention_qkvpacked(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    out, logsumexp = _call(
-        _QKVPACKED,
-        (qkv, bias, cu_seqlens),
-        _scale(softmax_scale, qkv),
-        (alibi_slopes, relative_bias, causal, window_size, softcap, clip, dropout_p, dropout_seed),
-    )
-    return (out, logsumexp) if return_lse else out
+    options = (
+        softmax_scale, alibi_slopes, relative_bias, causal, window_size, softcap, clip, dropout_p,
+        dropout_seed,
+    )  # fmt: skip
+    result = call(_QKVPACKED, qkv, bias, cu_seqlens, *_chosen(_QKVPACKED, options))
+    return result if return_lse else result[0]
 
 
 def _save(ctx, tensors, output, options):
@@ -159,7 +153,7 @@ def _option_gradients(slopes, relative_bias, dslopes, drelative_bias):
         None,
         None if slopes is None else dslopes,
         None if relative_bias is None else drelative_bias,
-        *(None,) * 6,
+        *(None,) * 7,
     )
 
 

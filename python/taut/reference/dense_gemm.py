@@ -26,8 +26,6 @@ def _packed_shape(out_features, in_features, dtype):
 
 
 def _check_packed(op, packed, out_features, in_features, dtypes):
-    if not isinstance(packed, torch.Tensor):
-        raise TypeError(f"{op}: packed must be a torch.Tensor, got {type(packed).__name__}")
     for name, value in (("out_features", out_features), ("in_features", in_features)):
         if value < 1:
             raise ValueError(f"{op}: {name} must be at least 1, got {value}")

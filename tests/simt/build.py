@@ -1,0 +1,83 @@
+"""Compiles cases of the host SIMT executor with g++ and calls them."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+OUTPUT = ROOT / "build" / "simt"
+SCHEDULES = (0, 1, 2)  # forward, reverse, random
+
+_COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-g1", "-Wall", "-Wextra"]
+_INCLUDES = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{ROOT / 'csrc'}"]
+# Every memory access of a kernel becomes a call into the executor. Accesses stay as wide and as
+# many as written: no vectorization, no splitting or merging. Uninitialized variables hold 0xFE...
+_KERNEL = [
+    "-O1",
+    "-fsanitize=thread",
+    "--param=tsan-instrument-func-entry-exit=0",
+    "-ftrivial-auto-var-init=pattern",
+    "-fno-strict-aliasing",
+    "-fno-tree-sra",
+    "-Wno-unknown-pragmas",
+]
+_RUNTIME = ["-O2", "-march=x86-64-v3", "-Wno-clobbered"]
+
+
+class SimtError(RuntimeError):
+    """What the executor found: the message names kernel, block and thread."""
+
+
+def _compile(source: Path, flags: list[str]) -> Path:
+    """Compile one file to an object, unless build/ has it from the same inputs."""
+    command = [os.environ.get("CXX", "g++"), *_COMMON, *flags, *_INCLUDES]
+    preprocessed = subprocess.run(
+        [*command, "-E", "-fno-sanitize=all", str(source)], check=True, capture_output=True
+    ).stdout
+    key = hashlib.sha256(" ".join(command).encode() + preprocessed).hexdigest()[:20]
+    output = OUTPUT / f"{source.stem}-{key}.o"
+    if not output.exists():
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        partial = output.with_suffix(f".{os.getpid()}.o")
+        subprocess.run([*command, "-c", str(source), "-o", str(partial)], check=True)
+        partial.replace(output)
+    return output
+
+
+@functools.cache
+def load(case: str) -> ctypes.CDLL:
+    """The library of tests/simt/cases/<case>.cpp."""
+    objects = [_compile(HERE / "cases" / f"{case}.cpp", _KERNEL)]
+    objects += [_compile(source, _RUNTIME) for source in sorted((HERE / "runtime").glob("*.cpp"))]
+    key = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:20]
+    library = OUTPUT / f"{case}-{key}.so"
+    if not library.exists():
+        partial = library.with_suffix(f".{os.getpid()}.so")
+        subprocess.run(
+            ["g++", "-shared", "-Wl,-Bsymbolic,-z,defs", *map(str, objects), "-o", str(partial)],
+            check=True,
+        )
+        partial.replace(library)
+    return ctypes.CDLL(str(library))
+
+
+def call(function, *arguments) -> None:
+    """Call a case; tensors go as pointers, integers as 64-bit ones. Raises SimtError."""
+    converted = [
+        ctypes.c_void_p(a.data_ptr())
+        if isinstance(a, torch.Tensor)
+        else ctypes.c_int64(a)
+        if isinstance(a, int)
+        else a
+        for a in arguments
+    ]
+    function.restype = ctypes.c_char_p
+    message = function(*converted)
+    if message is not None:
+        raise SimtError(message.decode())

@@ -1,0 +1,109 @@
+// The host SIMT executor: runs CUDA kernels, unchanged, on the CPU, and is hostile to them.
+//
+// A kernel, in csrc/cuda/<op>.cuh, for nvcc and g++ alike (no #ifdef, no inline assembly, shared
+// memory only through dynamic_shared(), options as one struct):
+//
+//   #include "cuda/device.h"
+//   struct ScaleParams { const float* x; float* y; int size; float factor; };
+//   __global__ void __launch_bounds__(64) scale_kernel(const __grid_constant__ ScaleParams p) {
+//     float* staged = reinterpret_cast<float*>(taut::dynamic_shared());
+//     const int i = blockIdx.x * 64 + threadIdx.x;
+//     staged[threadIdx.x] = i < p.size ? p.x[i] : 0.0f;
+//     __syncthreads();
+//     if (i < p.size) p.y[i] = p.factor * staged[63 - threadIdx.x];
+//   }
+//
+// Its test, part one: tests/simt/cases/<case>.cpp, which build.load() compiles:
+//
+//   extern "C" const char* scale(const float* x, float* y, int size, float factor, int schedule,
+//                                uint64_t seed) {
+//     return simt::run([&] {
+//       simt::Launch launch{"scale", {unsigned(size + 63) / 64}, {64}, 64 * sizeof(float)};
+//       launch.schedule(schedule, seed).reads(x, size).writes(y, size);
+//       launch(scale_kernel, ScaleParams{x, y, size, factor});
+//     });
+//   }
+//
+// Part two, tests/test_<x>.py (torch tensors go by data_ptr()):
+//
+//   from simt import build
+//   @pytest.mark.parametrize("schedule", build.SCHEDULES)
+//   def test_scale(schedule):
+//     build.call(build.load("scale").scale, x, y, 100, ctypes.c_float(2), schedule, seed)
+//
+// build.call raises build.SimtError with the message of whatever the executor found.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <type_traits>
+#include <vector>
+
+#include "cuda/device.h"
+#include "cuda/ptx/tensor_map.h"
+
+namespace simt {
+
+// In which order blocks, warps and lanes run. A lane runs until it has to wait.
+enum Schedule { forward = 0, reverse = 1, random = 2 };
+
+// A range of global memory a launch may touch.
+struct Buffer {
+  const uint8_t* begin;
+  const uint8_t* end;
+  bool writable;
+};
+
+class Launch {
+ public:
+  Launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes)
+      : kernel_(kernel), grid_(grid), block_(block), shared_bytes_(shared_bytes) {}
+
+  Launch& schedule(int schedule, uint64_t seed) {
+    schedule_ = static_cast<Schedule>(schedule);
+    seed_ = seed;
+    return *this;
+  }
+  // The memory behind a pointer, in elements; everything else is out of bounds.
+  template <class T>
+  Launch& reads(const T* pointer, size_t count) {
+    return add(pointer, count * sizeof(T), false);
+  }
+  template <class T>
+  Launch& writes(T* pointer, size_t count) {
+    return add(pointer, count * sizeof(T), true);
+  }
+
+  template <class... Parameters, class... Arguments>
+  void operator()(void (*kernel)(Parameters...), const Arguments&... arguments) {
+    execute([&] { kernel(arguments...); });
+  }
+
+ private:
+  Launch& add(const void* pointer, size_t bytes, bool writable) {
+    auto begin = static_cast<const uint8_t*>(pointer);
+    if (bytes) buffers_.push_back({begin, begin + bytes, writable});
+    return *this;
+  }
+  void execute(const std::function<void()>& thread);
+
+  const char* kernel_;
+  dim3 grid_, block_;
+  size_t shared_bytes_;
+  Schedule schedule_ = forward;
+  uint64_t seed_ = 0;
+  std::vector<Buffer> buffers_;
+
+  friend struct Execution;
+};
+
+// Runs launches; null, or what went wrong, valid until the next call.
+const char* run(const std::function<void()>& launches);
+
+// The twin of cuTensorMapEncodeTiled: `sizes` and `box` in elements from the innermost dimension
+// out, `strides` in bytes of the outer dimensions (rank - 1 of them, multiples of 16), swizzle 0 or
+// 128 (the box's inner dimension is then at most 128 bytes).
+taut::ptx::TensorMap encode_tensor_map(const void* base, int element_bytes, int rank,
+                                       const uint64_t* sizes, const uint64_t* strides,
+                                       const uint32_t* box, int swizzle);
+
+}  // namespace simt
