@@ -28,7 +28,7 @@ struct ForwardShape {
   static constexpr bool kPacksHeads = kRows == kKeys;  // tiles of several heads
   static constexpr int kSharedBytes = (kRows + 2 * kKeys) * kPitch<D> * 2;
   // Blocks per multiprocessor that registers must allow.
-  static constexpr int kBlocks = M == 1 && D <= 32 ? 5 : M == 1 && D <= 64 ? 4 : WARPS > 4 ? 1 : 2;
+  static constexpr int kBlocks = M == 1 && D <= 64 && kScores == Scores::plain ? 3 : 1;
 };
 
 // A row's largest score and the sum of its weights so far, in units of log2.
@@ -173,10 +173,7 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
 
   const int last_row = least(first_row + item_rows, len_q) - 1;
   const int begin = most(first_row + w.shift - p.window_left, 0) / S::kKeys * S::kKeys;
-  const int end = least(int64_t{last_row} + w.shift + p.window_right + 1 < len_k
-                            ? last_row + w.shift + p.window_right + 1
-                            : len_k,
-                        len_k);
+  const int end = least(len_k, last_row + w.shift + p.window_right + 1);
 
   const auto q_rows = [&] {
     auto rows = tile_rows<T>(p.q, sequence.begin_q, len_q, head, p.heads, 1, log2_rows);
@@ -371,15 +368,15 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   }
 }
 
-// Tiles of kShortRows rows: everything from item `first class` on; those of long sequences too
-// unless attention_long_kernel takes them.
-template <class S>
+// Tiles of kShortRows rows: the short sequences, and the long ones unless attention_long_kernel
+// takes them. Also what belongs to no sequence.
+template <class S, bool kTakesLong>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    attention_short_kernel(const __grid_constant__ AttentionParams p, bool takes_long) {
+    attention_short_kernel(const __grid_constant__ AttentionParams p) {
   static_assert(S::kRows == kShortRows, "a block takes an item of a short sequence whole");
   clear_rest<typename S::T>(p);
   const int last = clamp(p.plan[kPlanFour], 0, p.plan_items);
-  const int first = takes_long ? 0 : clamp(p.plan[kPlanLong], 0, last);
+  const int first = kTakesLong ? 0 : clamp(p.plan[kPlanLong], 0, last);
   const int one = S::kPacksHeads ? clamp(p.plan[kPlanOne], first, last) : last;
   const int two = S::kPacksHeads ? clamp(p.plan[kPlanTwo], one, last) : last;
   const int pairs = (p.heads + 1) / 2, fours = (p.heads + 3) / 4;

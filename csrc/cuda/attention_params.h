@@ -5,17 +5,16 @@
 namespace taut {
 
 // ---- the plan
-// int32 (kPlanHeader + items, 2): the header's rows hold the eight numbers below, row kPlanHeader +
-// i is item i: (sequence, its first row of q); unused rows are -1. An item covers kLongRows rows of
-// a long sequence, else kShortRows. With n = max(len_q, len_k) of their sequence, items come by
-// falling n, then by sequence, then by row; so those of one class are neighbours:
-//   long      n > kShortLength
-//   one head  n > 32, or ...
-//   two       n > 16: a tile of 64 rows holds two heads of the sequence
-//   four      a tile holds four heads
-// A malformed pair of cu_seqlens gives a nonzero error and no items.
+// int32 (kPlanHeader + items + batch, 2). The header's rows hold the numbers below. Row kPlanHeader +
+// i is item i: (sequence, its first row of q); an item covers kLongRows rows of a long sequence,
+// else kShortRows. Behind the items comes one row (sequence, n) per sequence, n = max(len_q, len_k).
+// Sequences come by falling n, then by index, items likewise, then by row; so those of a class are
+// neighbours:
+//   long  n > kShortLength        two   n > 16: a tile of 64 rows holds two heads of the sequence
+//   one   n > 32                  four  a tile holds four heads
+// Unused rows are -1; all are, and the header's counts 0, when cu_seqlens are malformed.
 enum PlanField : int {
-  kPlanError,
+  kPlanError,  // a PlanError
   kPlanUsed,   // rows of q that belong to a sequence
   kPlanLong,   // the end of each class of items
   kPlanOne,
@@ -24,6 +23,7 @@ enum PlanField : int {
 };
 constexpr int kPlanHeader = 4;
 constexpr int kShortRows = 64, kLongRows = 128, kShortLength = 256;
+// cu_seqlens must start at 0, not decrease, and end within the tokens.
 enum PlanError : int { kPlanFine, kPlanStart, kPlanDecreases, kPlanEnd };
 
 struct AttentionPlanParams {

@@ -6,7 +6,7 @@
 namespace taut {
 
 constexpr int kPlanThreads = 256;  // sequences per block; every block passes over all of them
-constexpr int kPlanSharedBytes = 4 * kPlanThreads * 4;
+constexpr int kPlanSharedBytes = 3 * kPlanThreads * 4;
 
 // What decides the place of a sequence's items.
 struct PlannedSequence {
@@ -27,21 +27,41 @@ __device__ __forceinline__ int plan_error(const int32_t* cu, int batch, int b, i
   return b == batch - 1 && cu[batch] > total ? kPlanEnd : kPlanFine;
 }
 
-// The place of sequence b is the number of items of all sequences before it in the order, counted
-// by comparing with every other one: O(batch) per thread, exact, in one launch.
-__global__ void __launch_bounds__(kPlanThreads) attention_plan_kernel(AttentionPlanParams p) {
+// The sum of x over the block, through `scratch` of kPlanThreads.
+__device__ __forceinline__ int plan_sum(int* scratch, int x) {
+  const int thread = threadIdx.x;
+  scratch[thread] = x;
+  __syncthreads();
+  for (int width = kPlanThreads / 2; width > 0; width /= 2) {
+    if (thread < width) scratch[thread] += scratch[thread + width];
+    __syncthreads();
+  }
+  const int sum = scratch[0];
+  __syncthreads();
+  return sum;
+}
+
+__device__ __forceinline__ void write_row(const AttentionPlanParams& p, int64_t row, int x, int y) {
+  p.plan[2 * row] = x;
+  p.plan[2 * row + 1] = y;
+}
+
+// The place of a sequence is the number of sequences (for its items, of items) before it in the
+// order, counted by comparing with every other one: O(batch) per thread, exact, in one launch.
+__global__ void __launch_bounds__(kPlanThreads)
+    attention_plan_kernel(const __grid_constant__ AttentionPlanParams p) {
   int* lengths = reinterpret_cast<int*>(dynamic_shared());
   int* items = lengths + kPlanThreads;
   int* places = items + kPlanThreads;
   const int thread = threadIdx.x;
   const int first = blockIdx.x * kPlanThreads, own = first + thread;
   const PlannedSequence mine = own < p.batch ? plan_sequence(p, own) : PlannedSequence{0, 0};
-  int place = 0, error = kPlanFine;
+  int place = 0, items_before = 0, error = kPlanFine;
   int ends[4] = {0, 0, 0, 0};
 
   for (int start = 0; start < p.batch; start += kPlanThreads) {
     const int b = start + thread;
-    PlannedSequence other{0, 0};
+    PlannedSequence other{-1, 0};
     if (b < p.batch) {
       const int of_q = plan_error(p.cu_seqlens_q, p.batch, b, p.total_q);
       const int of_k = plan_error(p.cu_seqlens_k, p.batch, b, p.total_k);
@@ -54,7 +74,8 @@ __global__ void __launch_bounds__(kPlanThreads) attention_plan_kernel(AttentionP
     for (int i = 0; i < kPlanThreads; ++i) {
       const int length = lengths[i];
       const bool before = length > mine.length || (length == mine.length && start + i < own);
-      place += before ? items[i] : 0;
+      place += before;
+      items_before += before ? items[i] : 0;
     }
     ends[0] += other.length > kShortLength ? other.items : 0;
     ends[1] += other.length > 32 ? other.items : 0;
@@ -63,48 +84,35 @@ __global__ void __launch_bounds__(kPlanThreads) attention_plan_kernel(AttentionP
     __syncthreads();
   }
 
-  lengths[thread] = mine.length;
-  items[thread] = mine.items;
-  places[thread] = place;
-  // The largest code wins, so that the answer does not depend on the order of threads.
-  int worst = kPlanFine;
+  int worst = kPlanFine;  // the largest code wins, so that the order of threads does not matter
   for (int code = kPlanStart; code <= kPlanEnd; ++code)
     worst = __syncthreads_or(error == code) ? code : worst;
-
-  if (worst == kPlanFine) {
-    const int warp = thread / 32, lane = thread % 32;
-    for (int s = warp; s < kPlanThreads && first + s < p.batch; s += kPlanThreads / 32) {
-      const int rows = lengths[s] > kShortLength ? kLongRows : kShortRows;
-      int32_t* out = p.plan + 2 * (int64_t{kPlanHeader} + places[s]);
-      for (int i = lane; i < items[s]; i += 32) {
-        out[2 * int64_t{i}] = first + s;
-        out[2 * int64_t{i} + 1] = i * rows;
-      }
-    }
-  }
-
-  // Every block knows the totals; each fills its share of the unused rows, the first the header.
-  int* sums = items + 2 * kPlanThreads;
   int totals[4];
-  for (int c = 0; c < 4; ++c) {
-    sums[thread] = ends[c];
-    __syncthreads();
-    for (int width = kPlanThreads / 2; width > 0; width /= 2) {
-      if (thread < width) sums[thread] += sums[thread + width];
-      __syncthreads();
-    }
-    totals[c] = worst == kPlanFine ? sums[0] : 0;
-    __syncthreads();
+  for (int c = 0; c < 4; ++c) totals[c] = plan_sum(places, worst == kPlanFine ? ends[c] : 0);
+
+  lengths[thread] = mine.length;
+  items[thread] = mine.items;
+  places[thread] = items_before;
+  __syncthreads();
+  if (own < p.batch) {
+    const int64_t row = int64_t{kPlanHeader} + p.items + (worst == kPlanFine ? place : own);
+    write_row(p, row, worst == kPlanFine ? own : -1, worst == kPlanFine ? mine.length : -1);
   }
-  for (int i = totals[3] + own; i < p.items; i += gridDim.x * kPlanThreads) {
-    p.plan[2 * (int64_t{kPlanHeader} + i)] = -1;
-    p.plan[2 * (int64_t{kPlanHeader} + i) + 1] = -1;
+  const int warp = thread / 32, lane = thread % 32;
+  for (int s = warp; worst == kPlanFine && s < kPlanThreads && first + s < p.batch;
+       s += kPlanThreads / 32) {
+    const int rows = lengths[s] > kShortLength ? kLongRows : kShortRows;
+    for (int i = lane; i < items[s]; i += 32)
+      write_row(p, int64_t{kPlanHeader} + places[s] + i, first + s, i * rows);
   }
+  for (int i = totals[3] + own; i < p.items; i += gridDim.x * kPlanThreads)
+    write_row(p, int64_t{kPlanHeader} + i, -1, -1);
   if (own == 0) {
     const int used = worst == kPlanFine && p.batch > 0 ? p.cu_seqlens_q[p.batch] : 0;
-    const int header[2 * kPlanHeader] = {worst,     used,      totals[0], totals[1],
-                                         totals[2], totals[3], 0,         0};
-    for (int i = 0; i < 2 * kPlanHeader; ++i) p.plan[i] = header[i];
+    write_row(p, 0, worst, used);
+    write_row(p, 1, totals[0], totals[1]);
+    write_row(p, 2, totals[2], totals[3]);
+    write_row(p, 3, 0, 0);
   }
 }
 

@@ -82,24 +82,30 @@ template <class T, int D, int ROWS, int THREADS, bool kInside>
 __device__ __forceinline__ void load_rows(T* shared, const TileRows<T>& from, int head_dim) {
   constexpr int kChunks = D / 8;
   static_assert(ROWS * kChunks % THREADS == 0, "every thread copies the same number of chunks");
-  const T* data = from.data;
-  if (kInside) data += int64_t{from.head / from.heads_per_kv} * from.head_stride;
+  if constexpr (kInside) {
+    const T* data = from.data + int64_t{from.head / from.heads_per_kv} * from.head_stride +
+                    int64_t{from.token} * from.token_stride;
 #pragma unroll
-  for (int i = 0; i < ROWS * kChunks / THREADS; ++i) {
-    const int chunk = i * THREADS + threadIdx.x;
-    const int row = chunk / kChunks, column = chunk % kChunks * 8;
-    T* target = shared + row * kPitch<D> + column;
-    if (kInside) {
+    for (int i = 0; i < ROWS * kChunks / THREADS; ++i) {
+      const int chunk = i * THREADS + threadIdx.x;
+      const int row = chunk / kChunks, column = chunk % kChunks * 8;
+      const T* source = data + int64_t{row} * from.token_stride + column;
       const bool exists = column < head_dim;
-      const T* source = data + int64_t{from.token + row} * from.token_stride;
-      ptx::cp_async<16>(target, exists ? source + column : data, exists ? 16 : 0);
-    } else {
+      ptx::cp_async<16>(shared + row * kPitch<D> + column, exists ? source : data,
+                        exists ? 16 : 0);
+    }
+  } else {
+#pragma unroll 1  // rare: registers matter more
+    for (int i = 0; i < ROWS * kChunks / THREADS; ++i) {
+      const int chunk = i * THREADS + threadIdx.x;
+      const int row = chunk / kChunks, column = chunk % kChunks * 8;
       const int head = from.head + (row >> from.log2_rows);
       const int token = from.token + (row & ((1 << from.log2_rows) - 1));
       const bool exists = column < head_dim && token < from.length && head < from.heads;
-      const T* source = data + int64_t{token} * from.token_stride +
-                        int64_t{head / from.heads_per_kv} * from.head_stride;
-      ptx::cp_async<16>(target, exists ? source + column : data, exists ? 16 : 0);
+      const T* source = from.data + int64_t{token} * from.token_stride +
+                        int64_t{head / from.heads_per_kv} * from.head_stride + column;
+      ptx::cp_async<16>(shared + row * kPitch<D> + column, exists ? source : from.data,
+                        exists ? 16 : 0);
     }
   }
 }
@@ -109,6 +115,7 @@ template <class T, int D, int ROWS, int THREADS>
 __device__ __forceinline__ void add_bias(T* shared, const TileRows<T>& from, int head_dim) {
   if (from.bias == nullptr) return;
   constexpr int kChunks = D / 8;
+#pragma unroll 1
   for (int i = 0; i < ROWS * kChunks / THREADS; ++i) {
     const int chunk = i * THREADS + threadIdx.x;
     const int row = chunk / kChunks, column = chunk % kChunks * 8;
