@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cuda/device.h"
+
 namespace taut::ptx {
 
 // The 128-byte swizzle of TMA and wgmma (PTX ISA, "Swizzling modes"): in rows of 128 bytes, aligned

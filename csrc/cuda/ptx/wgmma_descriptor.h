@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "cuda/device.h"
 #include "cuda/ptx/address.h"
 
 namespace taut::ptx {
