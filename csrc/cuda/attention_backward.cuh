@@ -529,35 +529,4 @@ __global__ void __launch_bounds__(S::kThreads)
                  });
 }
 
-// out[b][c] = sum over rows [first of b, last of b) of x (rows, columns): shares of a gradient, of
-// one sequence each (per_sequence) or of all. 32 columns per block, 32 threads each.
-struct SharesParams {
-  const float* x;
-  float* out;
-  const int32_t* cu_seqlens;  // null: all rows
-  int32_t rows, columns, total;
-};
-__global__ void __launch_bounds__(1024) sum_shares_kernel(const __grid_constant__ SharesParams p) {
-  float* sums = reinterpret_cast<float*>(dynamic_shared());
-  const int column = blockIdx.x * 32 + threadIdx.x % 32, group = threadIdx.x / 32;
-  int begin = 0, end = p.rows;
-  if (p.cu_seqlens != nullptr) {
-    const int b = blockIdx.y;
-    const int first = clamp(p.cu_seqlens[b], 0, p.total);
-    const int last = clamp(p.cu_seqlens[b + 1], first, p.total);
-    begin = first / kShortRows + b;
-    end = begin + (last - first + kShortRows - 1) / kShortRows;
-  }
-  float sum = 0.0f;
-  if (column < p.columns)
-    for (int row = begin + group; row < end; row += 32)
-      sum += p.x[int64_t{row} * p.columns + column];
-  sums[threadIdx.x] = sum;
-  __syncthreads();
-  if (group == 0 && column < p.columns) {
-    for (int i = 1; i < 32; ++i) sum += sums[i * 32 + threadIdx.x];
-    p.out[int64_t{blockIdx.y} * p.columns + column] = sum;
-  }
-}
-
 }  // namespace taut

@@ -13,18 +13,20 @@ struct PlannedSequence {
   int length, items;  // max(len_q, len_k), items
 };
 
+__device__ __forceinline__ int most_of(int a, int b) { return a > b ? a : b; }
+
 __device__ __forceinline__ PlannedSequence plan_sequence(const AttentionPlanParams& p, int b) {
   const int len_q = p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b];
   const int len_k = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];
-  const int length = len_q > len_k ? len_q : len_k;
+  const int length = most_of(len_q, len_k);
   const int rows = length > kShortLength ? kLongRows : kShortRows;
   return {length, (len_q + rows - 1) / rows};
 }
 
 __device__ __forceinline__ int plan_error(const int32_t* cu, int batch, int b, int total) {
-  if (b == 0 && cu[0] != 0) return kPlanStart;
+  if (b == batch - 1 && cu[batch] > total) return kPlanEnd;
   if (cu[b + 1] < cu[b]) return kPlanDecreases;
-  return b == batch - 1 && cu[batch] > total ? kPlanEnd : kPlanFine;
+  return b == 0 && cu[0] != 0 ? kPlanStart : kPlanFine;
 }
 
 // The sum of x over the block, through `scratch` of kPlanThreads.
@@ -65,7 +67,7 @@ __global__ void __launch_bounds__(kPlanThreads)
     if (b < p.batch) {
       const int of_q = plan_error(p.cu_seqlens_q, p.batch, b, p.total_q);
       const int of_k = plan_error(p.cu_seqlens_k, p.batch, b, p.total_k);
-      error = error != kPlanFine ? error : of_q != kPlanFine ? of_q : of_k;
+      error = most_of(error, most_of(of_q, of_k));
       other = plan_sequence(p, b);
     }
     lengths[thread] = other.length;

@@ -30,7 +30,7 @@ _library = torch.library.Library("taut", "DEF")
 _ATTENTION_OPTIONS = (
     "float? softmax_scale=None, Tensor? alibi_slopes=None, Tensor? relative_bias=None, "
     "bool causal=False, SymInt window_left=-1, SymInt window_right=-1, float softcap=0.0, "
-    "float[]? clip=None, float dropout_p=0.0, SymInt dropout_seed=0"
+    "float[]? clip=None, float dropout_p=0.0, SymInt dropout_seed=0, Tensor? plan=None"
 )
 
 
@@ -107,6 +107,11 @@ def _fake_packing(x, *_):
         x.new_empty((tokens,), dtype=torch.int32),
         x.new_empty((tokens,), dtype=torch.int32),
     )
+
+
+def _fake_attention_plan(cu_seqlens_q, cu_seqlens_k, total_q, total_k):
+    batch = cu_seqlens_q.shape[0] - 1
+    return cu_seqlens_q.new_empty((4 + total_q // 64 + 2 * batch, 2))
 
 
 def _fake_varlen_attention(q, k, v, *_):
@@ -246,6 +251,13 @@ OPS: dict[str, Op] = {
             "packing",
             "(Tensor x, Tensor indices, SymInt rows) -> Tensor",
             lambda x, indices, rows: x.new_empty((rows, *x.shape[1:])),
+        ),
+        Op(
+            "attention_plan",
+            "attention",
+            "(Tensor cu_seqlens_q, Tensor? cu_seqlens_k, SymInt total_q, SymInt total_k) -> Tensor",
+            _fake_attention_plan,
+            triton=False,  # it orders the work of native kernels
         ),
         Op(
             "varlen_attention",

@@ -1,4 +1,5 @@
 // Varlen attention: the planner, forward and backward, as the launchers run them.
+#include "cuda/attention_backward_sums.cuh"
 #include "cuda/attention_launch.cuh"
 #include "cuda/attention_plan.cuh"
 #include "simt.h"
@@ -83,8 +84,11 @@ extern "C" const char* shares(
     const taut::SharesParams* p, const Memory* memory, int64_t rows, int64_t schedule,
     uint64_t seed) {
   return simt::run([&] {
-    const unsigned columns = (p->columns + 31) / 32;
-    simt::Launch launch{"sum_shares", {columns, static_cast<unsigned>(rows)}, {1024}, 4096};
+    const unsigned columns = (p->columns + taut::kSharesColumns - 1) / taut::kSharesColumns;
+    simt::Launch launch{"sum_shares",
+                        {static_cast<unsigned>(rows), columns},
+                        {taut::kSharesThreads},
+                        taut::kSharesSharedBytes};
     launch.schedule(schedule, seed);
     for (int i = 0; i < 16; ++i)
       launch.reads(static_cast<const uint8_t*>(memory->reads[i]), memory->read_bytes[i]);
