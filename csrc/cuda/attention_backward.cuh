@@ -470,8 +470,7 @@ __device__ __forceinline__ void clear_gradient(const AttentionGradient& to, cons
 
 // Short sequences: everything of one sequence and head of k. Also what belongs to no sequence.
 template <class S>
-__global__ void __launch_bounds__(S::kThreads)
-    attention_backward_short_kernel(const __grid_constant__ AttentionBackwardParams b) {
+__device__ __forceinline__ void short_gradients(const AttentionBackwardParams& b) {
   using T = typename S::T;
   const AttentionParams& p = b.forward;
   const int heads_kv = p.heads / p.group;
@@ -509,24 +508,25 @@ __device__ __forceinline__ void for_long_tiles(const AttentionParams& p, const i
   }
 }
 
+// A kernel has the code of all phases: kernels take minutes to compile, and two blocks fit on a
+// multiprocessor in any case.
 template <class S>
 __global__ void __launch_bounds__(S::kThreads)
-    attention_backward_queries_kernel(const __grid_constant__ AttentionBackwardParams b) {
+    attention_backward_kernel(const __grid_constant__ AttentionBackwardParams b) {
   const AttentionParams& p = b.forward;
-  for_long_tiles(p, p.plan, p.plan_items, p.heads,
-                 [&](const Sequence& sequence, int row, int head) {
-                   if (row < sequence.len_q) query_gradient<S>(b, sequence, head, row);
-                 });
-}
-
-template <class S>
-__global__ void __launch_bounds__(S::kThreads)
-    attention_backward_keys_kernel(const __grid_constant__ AttentionBackwardParams b) {
-  const AttentionParams& p = b.forward;
-  for_long_tiles(p, b.key_plan, b.key_plan_items, p.heads / p.group,
-                 [&](const Sequence& sequence, int key, int head_kv) {
-                   if (key < sequence.len_k) key_gradients<S>(b, sequence, head_kv, key);
-                 });
+  switch (b.phase) {
+    case BackwardPhase::short_sequences: return short_gradients<S>(b);
+    case BackwardPhase::queries:
+      return for_long_tiles(p, p.plan, p.plan_items, p.heads,
+                            [&](const Sequence& sequence, int row, int head) {
+                              if (row < sequence.len_q) query_gradient<S>(b, sequence, head, row);
+                            });
+    case BackwardPhase::keys:
+      return for_long_tiles(p, b.key_plan, b.key_plan_items, p.heads / p.group,
+                            [&](const Sequence& sequence, int key, int head_kv) {
+                              if (key < sequence.len_k) key_gradients<S>(b, sequence, head_kv, key);
+                            });
+  }
 }
 
 }  // namespace taut

@@ -12,7 +12,7 @@ inline Scores scores_of(const AttentionParams& p) {
   return p.alibi_slopes != nullptr ? Scores::alibi : Scores::plain;
 }
 
-// Calls body.template operator()<D, kScores>() for the smallest D that holds head_dim.
+// Calls body.run<D, kScores>() for the smallest D that holds head_dim.
 template <int D, class Body>
 void with_scores(Scores scores, const Body& body) {
   switch (scores) {
@@ -21,12 +21,14 @@ void with_scores(Scores scores, const Body& body) {
     case Scores::all: return body.template run<D, Scores::all>();
   }
 }
-template <class Body>
+template <bool kHas96, class Body>
 void with_shape(const AttentionParams& p, const Body& body) {
   const Scores scores = scores_of(p);
   if (p.head_dim <= 32) return with_scores<32>(scores, body);
   if (p.head_dim <= 64) return with_scores<64>(scores, body);
-  if (p.head_dim <= 96) return with_scores<96>(scores, body);
+  if constexpr (kHas96) {
+    if (p.head_dim <= 96) return with_scores<96>(scores, body);
+  }
   if (p.head_dim <= 128) return with_scores<128>(scores, body);
   with_scores<256>(scores, body);
 }
@@ -55,7 +57,7 @@ struct ForwardLauncher {
 
 template <class T, class Launch>
 void launch_attention(const AttentionParams& p, const Launch& launch) {
-  with_shape(p, ForwardLauncher<T, Launch>{p, launch});
+  with_shape<true>(p, ForwardLauncher<T, Launch>{p, launch});
 }
 
 template <class T, class Launch>
@@ -68,19 +70,23 @@ struct BackwardLauncher {
     using S = BackwardShape<T, D, kScores>;
     const AttentionParams& p = b.forward;
     const int heads_kv = p.heads / p.group;
-    launch("attention_backward_short", attention_backward_short_kernel<S>, S::kThreads,
-           S::kSharedBytes, int64_t{p.batch} * heads_kv, b);
+    const auto run_phase = [&](BackwardPhase phase, int64_t units) {
+      AttentionBackwardParams phased = b;
+      phased.phase = phase;
+      launch("attention_backward", attention_backward_kernel<S>, S::kThreads, S::kSharedBytes,
+             units, phased);
+    };
+    run_phase(BackwardPhase::short_sequences, int64_t{p.batch} * heads_kv);
     if (p.total_q <= kShortLength && p.total_k <= kShortLength) return;
-    launch("attention_backward_queries", attention_backward_queries_kernel<S>, S::kThreads,
-           S::kSharedBytes, 2 * int64_t{p.plan_items} * p.heads, b);
-    launch("attention_backward_keys", attention_backward_keys_kernel<S>, S::kThreads,
-           S::kSharedBytes, 2 * int64_t{b.key_plan_items} * heads_kv, b);
+    constexpr int kTiles = kLongRows / kShortRows;
+    run_phase(BackwardPhase::queries, kTiles * int64_t{p.plan_items} * p.heads);
+    run_phase(BackwardPhase::keys, kTiles * int64_t{b.key_plan_items} * heads_kv);
   }
 };
 
 template <class T, class Launch>
 void launch_attention_backward(const AttentionBackwardParams& b, const Launch& launch) {
-  with_shape(b.forward, BackwardLauncher<T, Launch>{b, launch});
+  with_shape<false>(b.forward, BackwardLauncher<T, Launch>{b, launch});
 }
 
 }  // namespace taut

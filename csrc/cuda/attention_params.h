@@ -76,7 +76,11 @@ struct AttentionGradient {
   int32_t token_stride, head_stride;
 };
 
+// Launches of a backward pass: short sequences whole, then the queries of long ones, then their keys.
+enum class BackwardPhase { short_sequences, queries, keys };
+
 struct AttentionBackwardParams {
+  BackwardPhase phase;
   AttentionParams forward;     // its out is not used
   AttentionRows out, grad_out;
   AttentionGradient dq, dk, dv;

@@ -50,6 +50,7 @@ Params = _structure(
 )
 BackwardParams = _structure(
     "BackwardParams",
+    *_fields(_int, "phase"),
     ("forward", Params),
     *_fields(Rows, "out grad_out"),
     *_fields(Gradient, "dq dk dv"),
