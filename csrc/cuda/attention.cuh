@@ -392,7 +392,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const Item item = plan_item(p.plan, index, p.batch);
     if (item.sequence < 0) continue;
     const Sequence sequence = find_sequence(p, item.sequence);
-    const int rows = most(sequence.len_q, sequence.len_k) > kShortLength ? kLongRows : kShortRows;
+    const int length = most(sequence.len_q, sequence.len_k);
+    if (log2_rows < 6 && length > 1 << log2_rows) continue;  // a plan of other cu_seqlens
+    const int rows = length > kShortLength ? kLongRows : kShortRows;
     const int end = least(item.first_row + rows, sequence.len_q);
     const int head = within % per_item * (64 >> log2_rows);
     for (int row = item.first_row; row < end; row += kShortRows)
