@@ -24,6 +24,7 @@ import torch
 from taut._native import libraries
 
 _library = torch.library.Library("taut", "DEF")
+_triton_library = torch.library.Library("taut_triton", "DEF")  # see _register_gpu
 
 # Every argument costs about 0.2 us per call from Python; one left at its default costs nothing.
 # A list at its default is copied and converted all the same: hence the window's two numbers.
@@ -459,12 +460,27 @@ def _define(op: Op) -> None:
     _library.define(op.name + op.schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(op.name, _reference_with_warning(op), "CompositeExplicitAutograd")
     torch.library.register_fake(f"taut::{op.name}", _checked_fake(op), lib=_library)
-    if op.triton and _TRITON_SERVES_GPU:
-        _library.impl(op.name, lambda *args: op.triton_launcher(*op.complete(args)), "CUDA")
     if op.autocast:
         for device_type in ("cpu", "cuda"):
             _register_autocast(op, device_type)
     _ = op.overload, op.entry  # now: torch.compile cannot trace a cached_property's first use
+
+
+def _register_gpu(op: Op) -> str:
+    """Who serves `op` on a GPU: "native" where libtaut_cuda has registered a kernel, "triton", or
+    "reference". A native kernel hands what it does not serve, fp32 and GPUs before sm_80, on to
+    taut_triton::<name>."""
+    is_native = torch._C._dispatch_has_kernel_for_dispatch_key(f"taut::{op.name}", "CUDA")
+    library = _triton_library if is_native else _library
+    if is_native and op.triton:
+        library.define(op.name + op.schema)
+    if op.triton and _TRITON_SERVES_GPU:
+        library.impl(op.name, lambda *args: op.triton_launcher(*op.complete(args)), "CUDA")
+    elif is_native and op.triton:
+        library.impl(op.name, _reference_with_warning(op), "CUDA")
+    if is_native:
+        return "native"
+    return "triton" if op.triton and _TRITON_SERVES_GPU else "reference"
 
 
 def register_autograd(name: str, backward: Callable, setup_context: Callable) -> None:
@@ -483,3 +499,4 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable) ->
 for _op in OPS.values():
     _define(_op)
 libraries.load()
+GPU_KERNELS = {op.name: _register_gpu(op) for op in OPS.values()}

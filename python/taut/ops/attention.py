@@ -56,6 +56,13 @@ def attention_plan(
     return call(_PLAN, cu_seqlens_q, cu_seqlens_k, total_q, total_q if total_k is None else total_k)
 
 
+def shared_plan(cu_seqlens: torch.Tensor, total_tokens: int) -> torch.Tensor | None:
+    """The plan for all layers of a forward pass; None where no kernel would look at it."""
+    if not (cu_seqlens.is_cuda and registry.GPU_KERNELS["attention_plan"] == "native"):
+        return None
+    return attention_plan(cu_seqlens, total_q=total_tokens)
+
+
 def varlen_attention(
     q: torch.Tensor,
     k: torch.Tensor,
