@@ -5,8 +5,16 @@ from unittest import mock
 import pytest
 import torch
 
-from attention_cases import HEADS, LENGTHS, OPTIONS, arguments, forward_case, long_case, random_qkv
-from attention_cases import qkvpacked_case
+from attention_cases import (
+    HEADS,
+    LENGTHS,
+    OPTIONS,
+    arguments,
+    forward_case,
+    long_case,
+    qkvpacked_case,
+    random_qkv,
+)
 from helpers import assert_close_by_comparison, cu_seqlens_of
 from simt import attention as cuda
 from simt import build
@@ -110,7 +118,11 @@ def test_heads_that_do_not_fill_a_tile():
     slopes = torch.rand(6)
     chosen = arguments({"alibi_slopes": slopes}, 32)
     for heads in (slice(0, 3), slice(0, 6)):
-        group = q[:, heads], k[:, : 1 if heads.stop == 3 else 2], v[:, : 1 if heads.stop == 3 else 2]
+        group = (
+            q[:, heads],
+            k[:, : 1 if heads.stop == 3 else 2],
+            v[:, : 1 if heads.stop == 3 else 2],
+        )
         own = (chosen[0], slopes[heads], *chosen[2:])
         out, lse = cuda.forward(*group, cu, cu, *own)
         want, want_lse = reference.varlen_attention(*(t.double() for t in group), cu, cu, *own)

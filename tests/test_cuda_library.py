@@ -65,9 +65,10 @@ def test_torch_with_cuda_loads_it():
     assert {name for name, server in GPU_KERNELS.items() if server == "native"} == set(NATIVE)
     for name in set(NATIVE) - {"attention_plan"}:
         handed_on = getattr(torch.ops.taut_triton, name).default
-        assert str(handed_on._schema).split("(", 1)[1] == str(OPS[name].overload._schema).split(
-            "(", 1
-        )[1]
+        assert (
+            str(handed_on._schema).split("(", 1)[1]
+            == str(OPS[name].overload._schema).split("(", 1)[1]
+        )
 
 
 def imports_with(**environment):
