@@ -1,6 +1,5 @@
 // Launchers of varlen attention on CUDA, forward. fp32 and devices before sm_80 go on to Triton.
 #include "cuda/attention.h"
-
 #include "cuda/attention_arguments.h"
 #include "cuda/fallback.h"
 

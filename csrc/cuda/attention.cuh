@@ -2,13 +2,13 @@
 //
 // A block takes items of the plan in turn. An item is a tile of queries of one head (or, for short
 // sequences, of two or four heads: see attention_params.h); its warps own 16 M rows each and pass
-// over the keys in tiles of kKeys with an online softmax. One K and one V tile are in shared memory:
-// V travels while the scores are computed, the next K while they meet V.
+// over the keys in tiles of kKeys with an online softmax. One K and one V tile are in shared
+// memory: V travels while the scores are computed, the next K while they meet V.
 //
 // A tile of scores is one of two kinds. Inside: no end, no limit and no change of sign of the
 // distance crosses it. Then a score is one product-sum behind the matrix product; ALiBi, there
-// linear in the key, is what the accumulators start from and one number per row. Edge: everything by
-// element.
+// linear in the key, is what the accumulators start from and one number per row. Edge: everything
+// by element.
 #pragma once
 #include "cuda/attention_tile.cuh"
 
@@ -24,7 +24,9 @@ struct ForwardShape {
   static constexpr Scores kScores = kScores_;
   static constexpr int kThreads = 32 * WARPS, kRows = 16 * M * WARPS;
   static constexpr int kKeys = D > 128 ? 32 : 64, N = kKeys / 8;
-  static constexpr bool kHoldsQ = D <= 64;             // in registers
+  // What stays in registers, where there are enough: Q, and what ALiBi starts accumulators from.
+  static constexpr bool kHoldsQ = D <= 64 && !(M > 1 && kScores == Scores::alibi);
+  static constexpr bool kHoldsLinear = D <= 64 && M == 1;
   static constexpr bool kPacksHeads = kRows == kKeys;  // tiles of several heads
   static constexpr int kSharedBytes = (kRows + 2 * kKeys) * kPitch<D> * 2;
   // Blocks per multiprocessor that registers must allow.
@@ -49,6 +51,7 @@ __device__ __forceinline__ void edge_scores(float (&s)[S::M][S::N][4], const Att
                                             const WarpRows& w, int distance, int keys) {
   const int lane = threadIdx.x % 32;
   const float scale = p.scale * kLog2E, slope = w.slope * kLog2E;
+  const int left = p.window_left, right = p.window_right;  // read once
 #pragma unroll
   for (int m = 0; m < S::M; ++m) {
 #pragma unroll
@@ -63,7 +66,7 @@ __device__ __forceinline__ void edge_scores(float (&s)[S::M][S::N][4], const Att
           if (p.softcap > 0) x = kLog2E * soft_capped(s[m][n][i] * p.scale, p.softcap);
           x += score_bias(p, w.slope, w.head, apart);
         }
-        s[m][n][i] = column < keys && is_visible(p, apart) ? x : -kInfinity;
+        s[m][n][i] = column < keys && apart <= left && apart >= -right ? x : -kInfinity;
       }
     }
   }
@@ -125,6 +128,15 @@ __device__ __forceinline__ void scale_rows(float (&o)[M][D][4], const float (&fa
     o[i / 4 / D][i / 4 % D][i % 4] *= factor[i / 4 / D][i % 4 / 2];
 }
 
+// Whether any row of the warp has found a larger score: seldom, after the first tiles.
+template <int M>
+__device__ __forceinline__ bool any_shrinks(const float (&shrink)[M][2]) {
+  bool shrinks = false;
+#pragma unroll
+  for (int i = 0; i < 2 * M; ++i) shrinks = shrinks || shrink[i / 2][i % 2] != 1.0f;
+  return __any_sync(0xffffffffu, shrinks);
+}
+
 // Rows of a warp, through its own rows of a tile in shared memory, to rows of `out` (tokens, heads,
 // head_dim) in 16-byte chunks.
 template <class T, int D, int M>
@@ -160,7 +172,7 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
   T* q_tile = reinterpret_cast<T*>(dynamic_shared());
   T* k_tile = q_tile + S::kRows * kPitch<D>;
   T* v_tile = k_tile + S::kKeys * kPitch<D>;
-  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M;
+  const int lane = threadIdx.x % 32, warp_row = warp_index() * 16 * M;
   const int item_rows = 1 << log2_rows, tile_row = warp_row & ~(item_rows - 1);
   const int len_q = sequence.len_q, len_k = sequence.len_k;
 
@@ -205,8 +217,9 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
   }
   float logsumexp[M][2];
   [[maybe_unused]] HeldRows<T, D, M> held;
-  // What accumulators start from inside: the slope's share of columns 8 n + 2 t and + 1.
-  float linear[N][2];
+  // What accumulators start from inside: the slope's share of the columns, and of row g + 8 over g
+  // (so that these are as many registers as accumulators, which products take without a copy).
+  float linear[N][4];
   float sign = 0.0f;
 
   const bool clips = S::kScores == Scores::all && p.clip;
@@ -216,10 +229,12 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
     for (int key = begin; key < end; key += S::kKeys) {
       const int distance = w.row + w.shift - key;  // of the warp's first row and the first key
       const int nearest = distance - (S::kKeys - 1), farthest = distance + 16 * M - 1;
-      const bool works = busy && farthest >= -p.window_right && nearest <= p.window_left;
+      const bool works =
+          is_uniform(busy && farthest >= -p.window_right && nearest <= p.window_left);
       bool inside = S::kScores != Scores::all && key + S::kKeys <= len_k &&
                     nearest >= -p.window_right && farthest <= p.window_left;
       if (S::kScores == Scores::alibi) inside = inside && (nearest >= 0 || farthest <= 0);
+      inside = is_uniform(inside);
       const int pairs = least((len_k - key + 15) / 16, N / 2);
 
       ptx::cp_async_wait<0>();
@@ -244,16 +259,16 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
       if (works && inside) {
         if constexpr (S::kScores == Scores::alibi) {
           const float wanted = nearest >= 0 ? w.slope / p.scale : -w.slope / p.scale;
-          if (sign != wanted) {
+          if (!S::kHoldsLinear || sign != wanted) {
             sign = wanted;
+            const float of_lane = sign * (lane % 4 * 2);
 #pragma unroll
-            for (int n = 0; n < N; ++n) {
-              linear[n][0] = sign * (n * 8 + lane % 4 * 2);
-              linear[n][1] = sign * (n * 8 + lane % 4 * 2 + 1);
-            }
+            for (int i = 0; i < N * 4; ++i)
+              linear[i / 4][i % 4] = fmaf(sign, i / 4 * 8 + i % 2 - i % 4 / 2 * 8, of_lane);
           }
 #pragma unroll
-          for (int i = 0; i < M * N * 4; ++i) s[i / 4 / N][i / 4 % N][i % 4] = linear[i / 4 % N][i % 2];
+          for (int i = 0; i < M * N * 4; ++i)
+            s[i / 4 / N][i / 4 % N][i % 4] = linear[i / 4 % N][i % 4];
         } else {
           set_zero(s);
         }
@@ -261,7 +276,7 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
         const float scale = p.scale * kLog2E;
 #pragma unroll
         for (int i = 0; i < 2 * M; ++i) {
-          const int apart = distance + i / 2 * 16 + lane / 4 + i % 2 * 8;
+          const int apart = distance + i / 2 * 16 + lane / 4;
           shift[i / 2][i % 2] = S::kScores == Scores::alibi ? -sign * scale * apart : 0.0f;
         }
         online_softmax<S>(s, state, shrink, scale, shift);
@@ -295,7 +310,7 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
       __syncthreads();  // V is complete, and nobody reads K any more
       if (key + S::kKeys < end) load_keys(k_tile, p.k, key + S::kKeys);
       if (works && (!clips || pass == 1)) {
-        if (pass == 0) scale_rows(o, shrink);
+        if (pass == 0 && any_shrinks(shrink)) scale_rows(o, shrink);
         if (inside) {
           multiply_weights<T, D>(o, s, v_tile);
         } else {
@@ -343,8 +358,8 @@ __device__ __forceinline__ void clear_rest(const AttentionParams& p) {
   const int64_t threads = int64_t{gridDim.x} * blockDim.x;
   const bool malformed = p.plan[kPlanError] != kPlanFine;
   const uint32_t fill = malformed ? 0x7fff7fffu : 0u;  // NaN in bf16 and in fp16
-  uint4* out = reinterpret_cast<uint4*>(static_cast<T*>(p.out) +
-                                        int64_t{used} * p.heads * p.head_dim);
+  uint4* out =
+      reinterpret_cast<uint4*>(static_cast<T*>(p.out) + int64_t{used} * p.heads * p.head_dim);
   const int64_t chunks = rest * p.heads * (p.head_dim / 8);
   for (int64_t i = thread; i < chunks; i += threads) out[i] = make_uint4(fill, fill, fill, fill);
   for (int64_t i = thread; i < rest * p.heads; i += threads)
@@ -374,7 +389,6 @@ template <class S, bool kTakesLong>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     attention_short_kernel(const __grid_constant__ AttentionParams p) {
   static_assert(S::kRows == kShortRows, "a block takes an item of a short sequence whole");
-  clear_rest<typename S::T>(p);
   const int last = clamp(p.plan[kPlanFour], 0, p.plan_items);
   const int first = kTakesLong ? 0 : clamp(p.plan[kPlanLong], 0, last);
   const int one = S::kPacksHeads ? clamp(p.plan[kPlanOne], first, last) : last;
@@ -394,12 +408,13 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const Sequence sequence = find_sequence(p, item.sequence);
     const int length = most(sequence.len_q, sequence.len_k);
     if (log2_rows < 6 && length > 1 << log2_rows) continue;  // a plan of other cu_seqlens
-    const int rows = length > kShortLength ? kLongRows : kShortRows;
-    const int end = least(item.first_row + rows, sequence.len_q);
     const int head = within % per_item * (64 >> log2_rows);
+    const int rows = kTakesLong && length > kShortLength ? kLongRows : kShortRows;
+    const int end = least(item.first_row + rows, sequence.len_q);
     for (int row = item.first_row; row < end; row += kShortRows)
       attend<S>(p, sequence, head, row, log2_rows);
   }
+  clear_rest<typename S::T>(p);  // last: loops of single threads in front cost warps' convergence
 }
 
 }  // namespace taut

@@ -36,8 +36,8 @@ class AttentionInputs {
   // `t` as (tokens, heads, head_dim).
   AttentionRows rows(const Tensor& t, const char* name) {
     check_cuda(t, device_, op_, name);
-    check(t.dim() == 3 && t.size(2) == head_dim_, op_, name, " must be (tokens, heads, ",
-          head_dim_, "), got ", shape_of(t));
+    check(t.dim() == 3 && t.size(2) == head_dim_, op_, name, " must be (tokens, heads, ", head_dim_,
+          "), got ", shape_of(t));
     check(t.scalar_type() == dtype_, op_, name, " must have the dtype of q, ", dtype_name(dtype_),
           ", got ", dtype_name(t.scalar_type()));
     const Tensor& readable = readable_rows(t);

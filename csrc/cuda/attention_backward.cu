@@ -51,8 +51,8 @@ std::tuple<Tensor, Tensor> backward(AttentionBackwardParams& b, const AttentionB
   if (relative_bias) b.relative_shares = static_cast<float*>(relative_shares.mutable_data_ptr());
 
   if (p.heads > 0 && (p.total_q > 0 || p.total_k > 0)) {
-    const auto run = dtype == ScalarType::BFloat16 ? run_attention_backward<bf16>
-                                                   : run_attention_backward<f16>;
+    const auto run =
+        dtype == ScalarType::BFloat16 ? run_attention_backward<bf16> : run_attention_backward<f16>;
     run(b, device, stream);
   }
 

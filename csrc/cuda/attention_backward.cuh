@@ -1,9 +1,9 @@
 // Varlen attention, backward, on sm_80 and up: mma.sync and cp.async, no atomics, fixed order.
 //
-// Two tile procedures. query_gradient owns 64 queries of a head and passes over the keys: dq, delta,
-// shares of the gradients of the biases. key_gradient owns 64 keys of a head of k and passes over
-// the queries of its group, with transposed scores: dk and dv. Both recompute the scores; in both
-// every weight moves from accumulators to the next product in registers. Sequences of up to
+// Two tile procedures. query_gradient owns 64 queries of a head and passes over the keys: dq,
+// delta, shares of the gradients of the biases. key_gradient owns 64 keys of a head of k and passes
+// over the queries of its group, with transposed scores: dk and dv. Both recompute the scores; in
+// both every weight moves from accumulators to the next product in registers. Sequences of up to
 // kShortLength tokens are one block's work per head of k, in one launch; longer ones take a launch
 // for the queries and one for the keys.
 #pragma once
@@ -23,8 +23,7 @@ struct BackwardShape {
   static constexpr int kQueries = D <= 64 ? 64 : D <= 128 ? 32 : 16;
   static constexpr bool kSplits = D > 128;  // dk and dv in turns
   static constexpr int kTileBytes = 2 * (kRows + kKeys) * kPitch<D> * 2;
-  static constexpr int kScratchFloats =
-      kScores == Scores::all ? kRows * (kKeys + 1) : 2 * kQueries;
+  static constexpr int kScratchFloats = kScores == Scores::all ? kRows * (kKeys + 1) : 2 * kQueries;
   static constexpr int kSharedBytes = kTileBytes + kScratchFloats * 4;
   static_assert(kQueries == kKeys, "both procedures lay out shared memory alike");
 };
@@ -154,7 +153,7 @@ __device__ __forceinline__ void query_gradient(const AttentionBackwardParams& b,
   T* k_tile = grad_tile + S::kRows * kPitch<D>;
   T* v_tile = k_tile + S::kKeys * kPitch<D>;
   float* scratch = reinterpret_cast<float*>(v_tile + S::kKeys * kPitch<D>);
-  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * kWarpRows;
+  const int lane = threadIdx.x % 32, warp_row = warp_index() * kWarpRows;
   const int len_q = sequence.len_q, len_k = sequence.len_k, shift = len_k - len_q;
   const int row = first_row + warp_row, rows = len_q - row;
   const int64_t token = int64_t{sequence.begin_q} + row;
@@ -218,10 +217,12 @@ __device__ __forceinline__ void query_gradient(const AttentionBackwardParams& b,
 
       const int distance = row + shift - key;
       const int nearest = distance - (S::kKeys - 1), farthest = distance + kWarpRows - 1;
-      const bool works = rows > 0 && farthest >= -p.window_right && nearest <= p.window_left;
+      const bool works =
+          is_uniform(rows > 0 && farthest >= -p.window_right && nearest <= p.window_left);
       bool inside = S::kScores != Scores::all && key + S::kKeys <= len_k && rows >= kWarpRows &&
                     nearest >= -p.window_right && farthest <= p.window_left;
       if (S::kScores == Scores::alibi) inside = inside && (nearest >= 0 || farthest <= 0);
+      inside = is_uniform(inside);
       float s[1][N][4], dp[1][N][4];
       set_zero(s);
       set_zero(dp);
@@ -307,8 +308,8 @@ __device__ __forceinline__ void query_gradient(const AttentionBackwardParams& b,
   if (rows > 0) {
     float factor[1][2] = {{p.scale, p.scale}};
     scale_rows(dq, factor);
-    T* out = static_cast<T*>(b.dq.data) + token * b.dq.token_stride +
-             int64_t{head} * b.dq.head_stride;
+    T* out =
+        static_cast<T*>(b.dq.data) + token * b.dq.token_stride + int64_t{head} * b.dq.head_stride;
     store_rows<T, D, 1>(q_tile + warp_row * kPitch<D>, dq, out, b.dq.token_stride, rows,
                         p.head_dim);
   }
@@ -328,7 +329,7 @@ __device__ __forceinline__ void key_gradient(const AttentionBackwardParams& b,
   T* grad_tile = q_tile + S::kQueries * kPitch<D>;
   float* lse2 = reinterpret_cast<float*>(grad_tile + S::kQueries * kPitch<D>);
   float* delta = lse2 + S::kQueries;
-  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * kWarpRows;
+  const int lane = threadIdx.x % 32, warp_row = warp_index() * kWarpRows;
   const int len_q = sequence.len_q, len_k = sequence.len_k, shift = len_k - len_q;
   const int key = first_key + warp_row, rows = len_k - key;
 
@@ -367,8 +368,7 @@ __device__ __forceinline__ void key_gradient(const AttentionBackwardParams& b,
       ptx::cp_async_commit();
       if (threadIdx.x < S::kQueries) {
         const bool exists = row + static_cast<int>(threadIdx.x) < len_q;
-        const int64_t offset =
-            int64_t{head} * p.total_q + sequence.begin_q + row + threadIdx.x;
+        const int64_t offset = int64_t{head} * p.total_q + sequence.begin_q + row + threadIdx.x;
         lse2[threadIdx.x] = load_lse2(p, offset, exists);
         delta[threadIdx.x] = exists ? b.delta[offset] : 0.0f;
       }
@@ -378,10 +378,12 @@ __device__ __forceinline__ void key_gradient(const AttentionBackwardParams& b,
 
       const int distance = row + shift - key;
       const int nearest = distance - (kWarpRows - 1), farthest = distance + S::kQueries - 1;
-      const bool works = rows > 0 && farthest >= -p.window_right && nearest <= p.window_left;
+      const bool works =
+          is_uniform(rows > 0 && farthest >= -p.window_right && nearest <= p.window_left);
       bool inside = S::kScores != Scores::all && row + S::kQueries <= len_q && rows >= kWarpRows &&
                     nearest >= -p.window_right && farthest <= p.window_left;
       if (S::kScores == Scores::alibi) inside = inside && (nearest >= 0 || farthest <= 0);
+      inside = is_uniform(inside);
       if (works) {
         float s[1][N][4], dp[1][N][4];
         set_zero(s);
@@ -425,8 +427,8 @@ __device__ __forceinline__ void key_gradient(const AttentionBackwardParams& b,
     const int64_t token = int64_t{sequence.begin_k} + key;
     T* tile = k_tile + warp_row * kPitch<D>;
     const auto write = [&](const AttentionGradient& to, float (&values)[1][D / 8][4]) {
-      T* out = static_cast<T*>(to.data) + token * to.token_stride +
-               int64_t{head_kv} * to.head_stride;
+      T* out =
+          static_cast<T*>(to.data) + token * to.token_stride + int64_t{head_kv} * to.head_stride;
       store_rows<T, D, 1>(tile, values, out, to.token_stride, rows, p.head_dim);
     };
     if constexpr (kDk) {

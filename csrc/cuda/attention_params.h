@@ -5,11 +5,11 @@
 namespace taut {
 
 // ---- the plan
-// int32 (kPlanHeader + items + batch, 2). The header's rows hold the numbers below. Row kPlanHeader +
-// i is item i: (sequence, its first row of q); an item covers kLongRows rows of a long sequence,
-// else kShortRows. Behind the items comes one row (sequence, n) per sequence, n = max(len_q, len_k).
-// Sequences come by falling n, then by index, items likewise, then by row; so those of a class are
-// neighbours:
+// int32 (kPlanHeader + items + batch, 2). The header's rows hold the numbers below. Row kPlanHeader
+// + i is item i: (sequence, its first row of q); an item covers kLongRows rows of a long sequence,
+// else kShortRows. Behind the items comes one row (sequence, n) per sequence, n = max(len_q,
+// len_k). Sequences come by falling n, then by index, items likewise, then by row; so those of a
+// class are neighbours:
 //   long  n > kShortLength        two   n > 16: a tile of 64 rows holds two heads of the sequence
 //   one   n > 32                  four  a tile holds four heads
 // Unused rows are -1; all are, and the header's counts 0, when cu_seqlens are malformed.
@@ -76,15 +76,16 @@ struct AttentionGradient {
   int32_t token_stride, head_stride;
 };
 
-// Launches of a backward pass: short sequences whole, then the queries of long ones, then their keys.
+// Launches of a backward pass: short sequences whole, then the queries of long ones, then their
+// keys.
 enum class BackwardPhase { short_sequences, queries, keys };
 
 struct AttentionBackwardParams {
   BackwardPhase phase;
-  AttentionParams forward;     // its out is not used
+  AttentionParams forward;  // its out is not used
   AttentionRows out, grad_out;
   AttentionGradient dq, dk, dv;
-  float* delta;            // (heads, total_q): sum over keys of softmax times its gradient
+  float* delta;             // (heads, total_q): sum over keys of softmax times its gradient
   const int32_t* key_plan;  // the plan of the other side, items are rows of k
   int32_t key_plan_items;
   // Shares of the gradients of the biases, one per tile of kShortRows rows and head; tile t of

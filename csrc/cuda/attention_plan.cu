@@ -1,7 +1,6 @@
 // The planner's kernel and its launcher.
-#include "cuda/attention_plan.cuh"
-
 #include "cuda/attention_arguments.h"
+#include "cuda/attention_plan.cuh"
 #include "cuda/variants.h"
 
 namespace taut {
@@ -15,8 +14,7 @@ Tensor make_plan(const AttentionBatch& batch, int32_t device, cudaStream_t strea
   p.total_q = static_cast<int32_t>(batch.total_q);
   p.total_k = static_cast<int32_t>(batch.total_k);
   p.items = plan_items_of(p.batch, p.total_q);
-  Tensor plan =
-      empty_cuda({kPlanHeader + int64_t{p.items} + p.batch, 2}, ScalarType::Int, device);
+  Tensor plan = empty_cuda({kPlanHeader + int64_t{p.items} + p.batch, 2}, ScalarType::Int, device);
   p.plan = static_cast<int32_t*>(plan.mutable_data_ptr());
   const unsigned blocks = p.batch > 0 ? (p.batch + kPlanThreads - 1) / kPlanThreads : 1;
   attention_plan_kernel<<<blocks, kPlanThreads, kPlanSharedBytes, stream>>>(p);

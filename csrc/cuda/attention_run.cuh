@@ -15,7 +15,9 @@ struct PersistentLaunch {
                   int64_t units, const Params& params) const {
     const void* function = reinterpret_cast<const void*>(kernel);
     const int64_t resident = resident_blocks(function, threads, shared_bytes, device);
-    const unsigned blocks = static_cast<unsigned>(units < 1 ? 1 : units < resident ? units : resident);
+    const unsigned blocks = static_cast<unsigned>(units < 1          ? 1
+                                                  : units < resident ? units
+                                                                     : resident);
     kernel<<<blocks, threads, shared_bytes, stream>>>(params);
     check_cuda_call(cudaGetLastError(), name);
   }
@@ -26,8 +28,7 @@ void run_attention(const AttentionParams& p, int32_t device, cudaStream_t stream
   launch_attention<T>(p, PersistentLaunch{device, stream});
 }
 template <class T>
-void run_attention_backward(const AttentionBackwardParams& b, int32_t device,
-                            cudaStream_t stream) {
+void run_attention_backward(const AttentionBackwardParams& b, int32_t device, cudaStream_t stream) {
   launch_attention_backward<T>(b, PersistentLaunch{device, stream});
 }
 

@@ -23,6 +23,17 @@ __device__ __forceinline__ int least(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ int most(int a, int b) { return a > b ? a : b; }
 __device__ __forceinline__ int clamp(int x, int low, int high) { return least(most(x, low), high); }
 
+// The warp's index in its block, from one lane: the compiler then knows that a warp's branches by
+// it do not diverge.
+__device__ __forceinline__ int warp_index() {
+  return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+}
+
+// A condition that is the same in all lanes, for the compiler to know so too.
+__device__ __forceinline__ bool is_uniform(bool condition) {
+  return __any_sync(0xffffffffu, condition);
+}
+
 // ---- sequences and items
 
 struct Sequence {
@@ -33,8 +44,8 @@ struct Sequence {
 __device__ __forceinline__ Sequence find_sequence(const AttentionParams& p, int index) {
   const int begin_q = clamp(p.cu_seqlens_q[index], 0, p.total_q);
   const int begin_k = clamp(p.cu_seqlens_k[index], 0, p.total_k);
-  return {index, begin_q, clamp(p.cu_seqlens_q[index + 1], begin_q, p.total_q) - begin_q,
-          begin_k, clamp(p.cu_seqlens_k[index + 1], begin_k, p.total_k) - begin_k};
+  return {index, begin_q, clamp(p.cu_seqlens_q[index + 1], begin_q, p.total_q) - begin_q, begin_k,
+          clamp(p.cu_seqlens_k[index + 1], begin_k, p.total_k) - begin_k};
 }
 
 struct Item {
@@ -91,8 +102,7 @@ __device__ __forceinline__ void load_rows(T* shared, const TileRows<T>& from, in
       const int row = chunk / kChunks, column = chunk % kChunks * 8;
       const T* source = data + int64_t{row} * from.token_stride + column;
       const bool exists = column < head_dim;
-      ptx::cp_async<16>(shared + row * kPitch<D> + column, exists ? source : data,
-                        exists ? 16 : 0);
+      ptx::cp_async<16>(shared + row * kPitch<D> + column, exists ? source : data, exists ? 16 : 0);
     }
   } else {
 #pragma unroll 1  // rare: registers matter more
@@ -301,8 +311,8 @@ __device__ __forceinline__ void keep_factors(float (&keep)[4], const AttentionPa
 }
 
 // The same where rows are keys (from `key` on, a multiple of 4) and columns rows of q. The four
-// lanes whose g differ in their lowest two bits share keys of a word: each computes one of (key g or
-// g + 8, column 2 t or 2 t + 1) and they exchange the words.
+// lanes whose g differ in their lowest two bits share keys of a word: each computes one of (key g
+// or g + 8, column 2 t or 2 t + 1) and they exchange the words.
 __device__ __forceinline__ void keep_factors_transposed(float (&keep)[4], const AttentionParams& p,
                                                         int head, int row, int key) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, own = g % 4;

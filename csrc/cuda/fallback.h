@@ -24,8 +24,7 @@ inline void native_or_triton(const char* op, StableIValue* stack, uint64_t input
                              uint64_t outputs) {
   if (is_half_on_sm80(stack)) return native(stack, inputs, outputs);
   const std::string name = std::string("taut_triton::") + op;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher(name.c_str(), "", stack, TORCH_ABI_VERSION));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name.c_str(), "", stack, TORCH_ABI_VERSION));
   record_variant(op, "triton");
 }
 

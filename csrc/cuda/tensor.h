@@ -84,9 +84,9 @@ inline int resident_blocks(const void* kernel, int threads, int shared_bytes, in
   const auto [place, is_new] = known.try_emplace({kernel, device}, 0);
   if (is_new) {
     int processors = 0, per_processor = 0;
-    check_cuda_call(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         shared_bytes),
-                    "shared memory of a kernel");
+    check_cuda_call(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+        "shared memory of a kernel");
     check_cuda_call(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
                     "multiprocessor count");
     check_cuda_call(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads,

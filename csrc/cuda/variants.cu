@@ -1,9 +1,9 @@
-#include "cuda/variants.h"
-
 #include <cstring>
 #include <map>
 #include <mutex>
 #include <string>
+
+#include "cuda/variants.h"
 
 namespace taut {
 namespace {

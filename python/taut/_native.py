@@ -61,7 +61,7 @@ class _Libraries:
         try:
             torch.ops.load_library(str(path))
         except OSError as error:
-            self.causes["cuda"] = f"{path.name} did not load: {error}"
+            self.causes["cuda"] = f"{path.name} did not load: {error.__cause__ or error}"
             return
         self.cuda = ctypes.CDLL(str(path))
         self.cuda.taut_cuda_last_variant.restype = ctypes.c_char_p

@@ -41,10 +41,11 @@ struct Executor {
 
 }  // namespace
 
-extern "C" const char* plan(
-    const taut::AttentionPlanParams* p, const Memory* memory, int64_t schedule, uint64_t seed) {
+extern "C" const char* plan(const taut::AttentionPlanParams* p, const Memory* memory,
+                            int64_t schedule, uint64_t seed) {
   return simt::run([&] {
-    const unsigned blocks = p->batch > 0 ? (p->batch + taut::kPlanThreads - 1) / taut::kPlanThreads : 1;
+    const unsigned blocks =
+        p->batch > 0 ? (p->batch + taut::kPlanThreads - 1) / taut::kPlanThreads : 1;
     simt::Launch launch{"attention_plan", {blocks}, {taut::kPlanThreads}, taut::kPlanSharedBytes};
     launch.schedule(schedule, seed);
     for (int i = 0; i < 16; ++i)
@@ -54,9 +55,8 @@ extern "C" const char* plan(
   });
 }
 
-extern "C" const char* forward(
-    const taut::AttentionParams* p, const Memory* memory, int64_t is_bf16, int64_t schedule,
-    uint64_t seed) {
+extern "C" const char* forward(const taut::AttentionParams* p, const Memory* memory,
+                               int64_t is_bf16, int64_t schedule, uint64_t seed) {
   return simt::run([&] {
     const Executor launch{*memory, static_cast<int>(schedule), seed};
     if (is_bf16) {
@@ -67,9 +67,8 @@ extern "C" const char* forward(
   });
 }
 
-extern "C" const char* backward(
-    const taut::AttentionBackwardParams* b, const Memory* memory, int64_t is_bf16, int64_t schedule,
-    uint64_t seed) {
+extern "C" const char* backward(const taut::AttentionBackwardParams* b, const Memory* memory,
+                                int64_t is_bf16, int64_t schedule, uint64_t seed) {
   return simt::run([&] {
     const Executor launch{*memory, static_cast<int>(schedule), seed};
     if (is_bf16) {
@@ -80,9 +79,8 @@ extern "C" const char* backward(
   });
 }
 
-extern "C" const char* shares(
-    const taut::SharesParams* p, const Memory* memory, int64_t rows, int64_t schedule,
-    uint64_t seed) {
+extern "C" const char* shares(const taut::SharesParams* p, const Memory* memory, int64_t rows,
+                              int64_t schedule, uint64_t seed) {
   return simt::run([&] {
     const unsigned columns = (p->columns + taut::kSharesColumns - 1) / taut::kSharesColumns;
     simt::Launch launch{"sum_shares",
