@@ -21,6 +21,7 @@ from importlib.util import find_spec
 
 import torch
 
+from taut import _binary_fakes
 from taut._native import libraries
 
 _library = torch.library.Library("taut", "DEF")
@@ -476,6 +477,56 @@ OPS: dict[str, Op] = {
             f"({_LOWBIT}, Tensor residual, Tensor? weight, Tensor? norm_bias, float eps, "
             "bool quantize=False) -> (Tensor out, Tensor q, Tensor scale)",
             _fake_lowbit_linear_layer_norm,
+        ),
+        Op(
+            "pack_bits",
+            "binary_gemm",
+            "(Tensor x, Tensor? threshold=None, int rails=1, str tie='strict') -> Tensor",
+            _binary_fakes.pack_bits,
+        ),
+        Op(
+            "unpack_bits",
+            "binary_gemm",
+            "(Tensor bits, SymInt columns) -> Tensor",
+            _binary_fakes.unpack_bits,
+        ),
+        Op(
+            "binary_linear",
+            "binary_gemm",
+            "(Tensor x, Tensor? x_scale, Tensor packed, Tensor scale, Tensor? bias, "
+            "SymInt out_features, SymInt in_features, str epilogue='none', "
+            "Tensor? residual=None, ScalarType? out_dtype=None) -> Tensor",
+            _binary_fakes.binary_linear,
+        ),
+        Op(
+            "binary_linear_bits",
+            "binary_gemm",
+            "(Tensor x, Tensor packed, Tensor thresholds, SymInt out_features, "
+            "SymInt in_features) -> Tensor",
+            _binary_fakes.binary_linear_bits,
+        ),
+        Op(
+            "binary_linear_layer_norm",
+            "binary_gemm",
+            "(Tensor x, Tensor? x_scale, Tensor packed, Tensor scale, Tensor? bias, "
+            "SymInt in_features, Tensor residual, Tensor? weight, Tensor? norm_bias, float eps, "
+            "Tensor? bit_threshold=None) -> (Tensor out, Tensor bits)",
+            _binary_fakes.binary_linear_layer_norm,
+        ),
+        Op(
+            "binary_attention",
+            "binary_attention",
+            "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, str mode='bool', "
+            "str tie='strict', float softmax_scale=0.125, float alpha=0.0, "
+            "Tensor? thresholds=None, int rails=2) -> Tensor",
+            _binary_fakes.binary_attention,
+        ),
+        Op(
+            "binary_qk_attention",
+            "binary_attention",
+            "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, float softmax_scale=0.125, "
+            "Tensor? alibi_slopes=None) -> Tensor",
+            _binary_fakes.binary_qk_attention,
         ),
     )
 }
