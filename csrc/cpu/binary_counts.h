@@ -212,7 +212,6 @@ inline void count_rows(const Operand* rows, int64_t stride, const void* columns,
 }
 
 inline Bytes64 count_bits(Bytes64 x) { return {_mm512_popcnt_epi8(x.v)}; }
-inline Bytes64 operator^(Bytes64 a, Bytes64 b) { return {_mm512_xor_si512(a.v, b.v)}; }
 
 #endif
 

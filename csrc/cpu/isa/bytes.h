@@ -3,9 +3,13 @@
 //   Bytes64::load(p), Bytes64::set(x), v.store(p)
 //   + -, min(a, b)                        wrapping; unsigned
 //   v.top_bits(), v.below(limit)          a bit per lane: its bit 7; lane < limit, unsigned
-//   v.add_to(sums), a & b, shift_right_4(v), lookup16(table, index)
-//                                         avx2 and above: adds the lanes to 64 uint16; v >> 4 of
-//                                         16-bit lanes; table[index] for index < 16
+//
+// Only for avx2 and above:
+//   v.add_to(sums)                        adds the lanes to 64 uint16
+//   a & b, a ^ b, add_saturating(a, b), shift_right_4(v) of 16-bit lanes
+//   lookup16(table, index)                table[index % 16], 0 where index has bit 7 set
+//   ByteSum                               adds up lanes
+//
 //   reduce_min(v)
 //
 //   transpose_bytes(words, planes)        byte b of word w goes to planes[64 b + w]
@@ -98,6 +102,12 @@ inline Bytes64 min(Bytes64 a, Bytes64 b) {
 inline Bytes64 operator&(Bytes64 a, Bytes64 b) {
   return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)};
 }
+inline Bytes64 operator^(Bytes64 a, Bytes64 b) {
+  return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)};
+}
+inline Bytes64 add_saturating(Bytes64 a, Bytes64 b) {
+  return {_mm256_adds_epu8(a.low, b.low), _mm256_adds_epu8(a.high, b.high)};
+}
 inline Bytes64 shift_right_4(Bytes64 a) {
   return {_mm256_srli_epi16(a.low, 4), _mm256_srli_epi16(a.high, 4)};
 }
@@ -106,6 +116,22 @@ inline Bytes64 lookup16(const uint8_t* table, Bytes64 index) {
       _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm256_shuffle_epi8(twice, index.low), _mm256_shuffle_epi8(twice, index.high)};
 }
+
+// Adds up lanes, 64 bits wide.
+struct ByteSum {
+  __m256i v = _mm256_setzero_si256();
+
+  void add(Bytes64 x) {
+    const __m256i zero = _mm256_setzero_si256();
+    v = _mm256_add_epi64(
+        v, _mm256_add_epi64(_mm256_sad_epu8(x.low, zero), _mm256_sad_epu8(x.high, zero)));
+  }
+  int64_t total() const {
+    int64_t lanes[4];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), v);
+    return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+  }
+};
 
 #else
 
@@ -130,6 +156,8 @@ inline Bytes64 operator+(Bytes64 a, Bytes64 b) { return {_mm512_add_epi8(a.v, b.
 inline Bytes64 operator-(Bytes64 a, Bytes64 b) { return {_mm512_sub_epi8(a.v, b.v)}; }
 inline Bytes64 min(Bytes64 a, Bytes64 b) { return {_mm512_min_epu8(a.v, b.v)}; }
 inline Bytes64 operator&(Bytes64 a, Bytes64 b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline Bytes64 operator^(Bytes64 a, Bytes64 b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline Bytes64 add_saturating(Bytes64 a, Bytes64 b) { return {_mm512_adds_epu8(a.v, b.v)}; }
 inline Bytes64 shift_right_4(Bytes64 a) { return {_mm512_srli_epi16(a.v, 4)}; }
 inline Bytes64 lookup16(const uint8_t* table, Bytes64 index) {
   const __m512i four =
@@ -137,14 +165,31 @@ inline Bytes64 lookup16(const uint8_t* table, Bytes64 index) {
   return {_mm512_shuffle_epi8(four, index.v)};
 }
 
+// Adds up lanes, 64 bits wide.
+struct ByteSum {
+  __m512i v = _mm512_setzero_si512();
+
+  void add(Bytes64 x) { v = _mm512_add_epi64(v, _mm512_sad_epu8(x.v, _mm512_setzero_si512())); }
+  int64_t total() const { return _mm512_reduce_add_epi64(v); }
+};
+
 #endif
 
 inline uint8_t reduce_min(Bytes64 v) {
   uint8_t lanes[kWord];
   v.store(lanes);
+#if defined(TAUT_ISA_portable)
   uint8_t least = lanes[0];
   for (int i = 1; i < kWord; ++i) least = lanes[i] < least ? lanes[i] : least;
   return least;
+#else
+  const __m128i* four = reinterpret_cast<const __m128i*>(lanes);
+  __m128i x = _mm_min_epu8(_mm_min_epu8(_mm_loadu_si128(four), _mm_loadu_si128(four + 1)),
+                           _mm_min_epu8(_mm_loadu_si128(four + 2), _mm_loadu_si128(four + 3)));
+  x = _mm_min_epu8(x, _mm_srli_epi16(x, 8));  // the low byte of each pair is the lesser one
+  x = _mm_minpos_epu16(_mm_and_si128(x, _mm_set1_epi16(255)));
+  return static_cast<uint8_t>(_mm_cvtsi128_si32(x));
+#endif
 }
 
 #if defined(TAUT_ISA_portable)
