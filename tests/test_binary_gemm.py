@@ -211,9 +211,7 @@ def test_layer_norm_of_codes(isa):
     out, bits = taut.binary_linear_layer_norm(
         q, packed, scale, None, residual, in_features=100, x_scale=x_scale
     )
-    want = taut.binary_linear(
-        q, packed, scale, in_features=100, x_scale=x_scale, residual=residual
-    )
+    want = taut.binary_linear(q, packed, scale, in_features=100, x_scale=x_scale, residual=residual)
     torch.testing.assert_close(out, torch.nn.functional.layer_norm(want, (70,)))
     assert torch.equal(bits, taut.pack_bits(out))
 

@@ -84,10 +84,11 @@ void attend(const BinaryQkAttentionParams& p, const AttentionTask& task, int64_t
       make_query(*p.q.at(token + place, head), &query);
       uint8_t least[1];
       all_distances<1>(&query, key_blocks, keys, distance, padded, least);
-      // Scores relative to that of equal signs, in units of log2(e).
+      // Scores in units of log2(e), relative to the row's largest product: exact where it matters.
+      const Vec nearest = Vec::set(static_cast<float>(least[0]));
       Vec largest = Vec::set(kHidden);
       for_columns(keys, [&](int64_t key, int n) {
-        Vec score = load_bytes(distance + key) * scale;
+        Vec score = (load_bytes(distance + key) - nearest) * scale;
         if (p.alibi_slopes) {
           const Vec offset = lane + Vec::set(static_cast<float>(key - place));
           score = fnma(Vec::set(slope), abs(offset), score);
