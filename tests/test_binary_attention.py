@@ -136,6 +136,27 @@ def test_qk_only(isa, dtype, alibi):
         assert (out[-BEHIND:] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_qk_only_with_int8_values(isa, dtype):
+    q, k, _, cu = inputs()
+    v = torch.randint(-128, 128, (*q.shape, 64)).to(torch.int8)
+    v_scale, slopes = torch.rand(q.shape[0], 1), torch.tensor([0.5, 0.02, 0.0])
+    out = taut.binary_attention(
+        q, k, v, cu, mode="qk_only", alibi_slopes=slopes, v_scale=v_scale, out_dtype=dtype
+    )
+    assert last_variant("binary_qk_attention") == isa
+    wide = v.double() * v_scale[:, :, None]
+    exact = reference.binary_qk_attention(q, k, wide, cu, 0.125, slopes)
+    assert_close_by_comparison(out, plain_qk_only(q, k, wide.to(dtype), cu, 0.125, slopes), exact)
+    strided = torch.zeros(q.shape[0], HEADS + 1, 70, dtype=torch.int8)
+    strided[:, 1:, 3:67] = v
+    again = taut.binary_attention(
+        q, k, strided[:, 1:, 3:67], cu, mode="qk_only", alibi_slopes=slopes, v_scale=v_scale,
+        out_dtype=dtype,
+    )  # fmt: skip
+    assert torch.equal(again, out)
+
+
 def run_every_mode(q, k, v, values, cu):
     return [
         *(taut.binary_attention(q, k, v, cu, **MODES[m]) for m in ("bool", "elastic")),
@@ -224,7 +245,8 @@ def op_calls():
     return {
         "binary_attention": (q, k, v, cu, "elastic", "strict", 0.125, 0.05, thresholds, 1),
         "binary_qk_attention": (
-            q, k, torch.randn(*q.shape, 64).bfloat16(), cu, 0.125, torch.rand(HEADS),
+            q, k, torch.ones(*q.shape, 64).to(torch.int8), cu, 0.125, torch.rand(HEADS),
+            torch.rand(q.shape[0], 1), torch.bfloat16,
         ),
     }  # fmt: skip
 
@@ -285,6 +307,16 @@ def test_errors():
          r"binary_qk_attention: v must be \(78, 3, 64\), got \(78, 3\)"),
         (ValueError, lambda: attend(q, k, values, cu, mode="qk_only", alibi_slopes=torch.rand(2)),
          r"binary_qk_attention: alibi_slopes must be \(3,\), one per head, got \(2,\)"),
+        (ValueError, lambda: attend(q, k, values.to(torch.int8), cu, mode="qk_only"),
+         "binary_qk_attention: v_scale must be given with v of int8, got None"),
+        (ValueError,
+         lambda: attend(q, k, values.to(torch.int8), cu, mode="qk_only", v_scale=torch.ones(78, 1)),
+         "binary_qk_attention: out_dtype must be float32, bfloat16 or float16 with v of int8"),
+        (ValueError,
+         lambda: attend(q, k, values, cu, mode="qk_only", v_scale=torch.ones(78, 1)),
+         "binary_qk_attention: v_scale must be None unless v is int8"),
+        (ValueError, lambda: attend(q, k, v, cu, out_dtype=torch.float32),
+         "binary_attention: out_dtype must be None in mode bool, got torch.float32"),
         (ValueError, lambda: attend(q, k, values, cu, mode="qk_only", thresholds=thresholds),
          "binary_attention: thresholds must be None in mode qk_only"),
     ):  # fmt: skip

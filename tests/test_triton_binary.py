@@ -119,4 +119,15 @@ def test_qk_attention(dtype, slopes):
     q, k, _, cu = words_of_heads()
     v = torch.randn(*q.shape, 64).to(dtype)
     plain = plain_qk_only(q, k, v, cu, 0.2, slopes)
-    assert_agrees("binary_qk_attention", q, k, v, cu, 0.2, slopes, plain=(plain,))
+    args = q, k, v, cu, 0.2, slopes, None, None
+    assert_agrees("binary_qk_attention", *args, plain=(plain,))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_qk_attention_with_int8_values(dtype):
+    q, k, _, cu = words_of_heads()
+    v = torch.randint(-128, 128, (*q.shape, 64)).to(torch.int8)
+    v_scale = torch.rand(q.shape[0], 1)
+    plain = plain_qk_only(q, k, (v * v_scale[:, :, None]).to(dtype), cu, 0.2, None)
+    args = q, k, v, cu, 0.2, None, v_scale, dtype
+    assert_agrees("binary_qk_attention", *args, plain=(plain,))

@@ -127,7 +127,9 @@ def binary_calls(dtype):
     for mode in ("bool", "elastic"):
         launch("binary_attention", q, q, q, cu_seqlens, mode, "strict", 0.1, 0.1, thresholds, 2)
     v = torch.randn(80, 2, 64).to(dtype)
-    launch("binary_qk_attention", q, q, v, cu_seqlens, 0.1, torch.ones(2))
+    launch("binary_qk_attention", q, q, v, cu_seqlens, 0.1, torch.ones(2), None, None)
+    codes = torch.zeros(80, 2, 64).to(torch.int8)
+    launch("binary_qk_attention", q, q, codes, cu_seqlens, 0.1, None, torch.ones(80, 1), dtype)
 
 
 def every_call():

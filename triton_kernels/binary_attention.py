@@ -98,7 +98,7 @@ def _binary_attention_kernel(
 
 @triton.jit(do_not_specialize=["sequences", "total"])
 def _binary_qk_attention_kernel(
-    q, k, v, cu_seqlens, slopes, out, sequences, total, heads, scale,
+    q, k, v, v_scale, cu_seqlens, slopes, out, sequences, total, heads, scale,
     q_row, q_head, k_row, k_head, v_row, v_head,
     DOT: tl.constexpr, WORD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -126,7 +126,9 @@ def _binary_qk_attention_kernel(
         shrink = tl.exp(before - largest)
         total_weight = total_weight * shrink + tl.sum(weights, 1)
         offset = key.to(tl.int64)[:, None] * v_row + channel[None, :]
-        values = tl.load(v + offset, (key < keys)[:, None], 0).to(DOT)
+        values = tl.load(v + offset, (key < keys)[:, None], 0).to(DOT)  # int8 exactly
+        if v_scale is not None:
+            weights *= tl.load(v_scale + begin + key, key < keys, 0)[None, :]
         weighted *= shrink[:, None]
         weighted += tl.dot(weights.to(DOT), values, input_precision="ieee")
     weighted /= tl.where(total_weight == 0, 1, total_weight)[:, None]
@@ -163,14 +165,14 @@ def binary_attention(q, k, v, cu_seqlens, mode, tie, softmax_scale, alpha, thres
 
 
 @launcher
-def binary_qk_attention(q, k, v, cu_seqlens, softmax_scale, alibi_slopes):
+def binary_qk_attention(q, k, v, cu_seqlens, softmax_scale, alibi_slopes, v_scale, out_dtype):
     v = row_strided(v)
     tokens, heads = q.shape
-    out = v.new_empty(v.shape)
+    out = v.new_empty(v.shape, dtype=out_dtype or v.dtype)
     if out.numel():
         _binary_qk_attention_kernel[_grid(q, cu_seqlens)](
-            q, k, v, cu_seqlens.contiguous(), vector(alibi_slopes), out,
+            q, k, v, vector(v_scale), cu_seqlens.contiguous(), vector(alibi_slopes), out,
             cu_seqlens.shape[0] - 1, tokens, heads, softmax_scale,
-            *q.stride(), *k.stride(), *v.stride()[:2], DOT=dot_type(v.dtype), WORD=WORD, **_TILE,
+            *q.stride(), *k.stride(), *v.stride()[:2], DOT=dot_type(out.dtype), WORD=WORD, **_TILE,
         )  # fmt: skip
     return out

@@ -142,7 +142,9 @@ Tensor binary_attention(const Tensor& q, const Tensor& k, const Tensor& v, const
 
 Tensor binary_qk_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                            const Tensor& cu_seqlens, double softmax_scale,
-                           const std::optional<Tensor>& alibi_slopes) {
+                           const std::optional<Tensor>& alibi_slopes,
+                           const std::optional<Tensor>& v_scale,
+                           std::optional<ScalarType> out_dtype) {
   const char* op = "binary_qk_attention";
   const Shape s = check_shape(q, cu_seqlens, softmax_scale, op);
   check_cpu(v, op, "v");
@@ -150,18 +152,29 @@ Tensor binary_qk_attention(const Tensor& q, const Tensor& k, const Tensor& v,
     check(false, op, "v must be (", s.tokens, ", ", s.heads, ", 64), got ", shape_of(v));
   check(v.stride(2) == 1 || v.numel() == 0, op, "v must have contiguous channels");
   if (alibi_slopes) check_vector(*alibi_slopes, s.heads, ScalarType::Float, op, "alibi_slopes");
+  const bool codes = v.scalar_type() == ScalarType::Char;
+  check(codes == v_scale.has_value(), op, "v_scale must be given with v of int8, and only then");
+  if (codes) {
+    check_rows(*v_scale, s.tokens, 1, ScalarType::Float, op, "v_scale");
+    check(v_scale->is_contiguous(), op, "v_scale must be contiguous");
+    check(out_dtype.has_value(), op, "out_dtype must be given with v of int8");
+  } else {
+    check(!out_dtype || *out_dtype == v.scalar_type(), op, "out_dtype must be that of v");
+  }
+  const ScalarType dtype = out_dtype.value_or(v.scalar_type());
   BinaryQkAttention* kernel =
-      float_kernel(v.scalar_type(), op, "v", TAUT_KERNEL(binary_qk_attention_f32),
+      float_kernel(dtype, op, codes ? "out_dtype" : "v", TAUT_KERNEL(binary_qk_attention_f32),
                    TAUT_KERNEL(binary_qk_attention_bf16), TAUT_KERNEL(binary_qk_attention_f16));
   BinaryQkAttentionParams p{};
   p.q = bit_input(q, s.tokens, s.heads, op, "q");
   p.k = bit_input(k, s.tokens, s.heads, op, "k");
   p.v = {v.const_data_ptr(), nullptr, v.stride(0), v.stride(1)};
+  p.v_scale = data_or_null<float>(v_scale);
   p.cu_seqlens = s.cu_seqlens;
   p.heads = s.heads;
   p.softmax_scale = static_cast<float>(softmax_scale);
   p.alibi_slopes = data_or_null<float>(alibi_slopes);
-  Tensor out = empty_cpu({s.tokens, s.heads, kHeadDim}, v.scalar_type());
+  Tensor out = empty_cpu({s.tokens, s.heads, kHeadDim}, dtype);
   p.out = out.mutable_data_ptr();
   for_rows(s, binary_qk_attention_scratch_bytes,
            [&](const AttentionTask& task, int64_t head, void* scratch) {

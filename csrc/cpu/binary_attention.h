@@ -50,7 +50,8 @@ TAUT_DECLARE_KERNEL(binary_attention_rows, BinaryAttention)
 
 struct BinaryQkAttentionParams {
   BitInput q, k;
-  AttentionInput v;
+  AttentionInput v;      // of the kernel's type, or int8 where v_scale is given
+  const float* v_scale;  // one per token, or null
   const int32_t* cu_seqlens;
   int64_t heads;
   float softmax_scale;
@@ -63,7 +64,7 @@ constexpr int64_t kBinaryQkRows = 8;
 
 constexpr int64_t binary_qk_attention_scratch_bytes(int64_t keys) {
   const int64_t blocks = (keys + 63) / 64;
-  return blocks * (1024 + 64 * 64 * 4              // keys, values
+  return blocks * (1024 + 64 * 64 * 8              // keys, values
                    + kBinaryQkRows * 64 * (4 + 4)  // scores, probabilities
                    + 64) +                         // distances
          kBinaryQkRows * 64 * 4 +

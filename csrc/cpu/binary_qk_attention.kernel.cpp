@@ -52,6 +52,17 @@ inline Vec load_bytes(const uint8_t* p) {
 #endif
 }
 
+// The int8 values of a head as T, which holds them exactly.
+template <class T>
+Head<T> convert_values(const AttentionInput& v, int64_t head, int64_t token, int64_t keys, T* to) {
+  const int8_t* from =
+      static_cast<const int8_t*>(v.data) + token * v.token_stride + head * v.head_stride;
+  for (int64_t key = 0; key < keys; ++key)
+    for (int64_t c = 0; c < kChannels; ++c)
+      from_float(static_cast<float>(from[key * v.token_stride + c]), to + key * kChannels + c);
+  return Head<T>({to, nullptr, kChannels, 0}, 0, 0, kChannels);
+}
+
 template <class T, class Values>
 void attend(const BinaryQkAttentionParams& p, const AttentionTask& task, int64_t head,
             void* scratch) {
@@ -68,7 +79,9 @@ void attend(const BinaryQkAttentionParams& p, const AttentionTask& task, int64_t
   float* sums = arena.take<float>(kBinaryQkRows * kChannels);
 
   prepare_all_keys(p.k, token, head, keys, key_blocks);
-  Values::pack(Head<T>(p.v, head, token, kChannels), keys, values);
+  Values::pack(p.v_scale ? convert_values(p.v, head, token, keys, arena.take<T>(keys * kChannels))
+                         : Head<T>(p.v, head, token, kChannels),
+               keys, values);
   const Vec scale = Vec::set(-2.0f * p.softmax_scale * kLog2e);
   const float slope = p.alibi_slopes ? p.alibi_slopes[head] * kLog2e : 0.0f;
   float lanes[Vec::kWidth];
@@ -103,10 +116,10 @@ void attend(const BinaryQkAttentionParams& p, const AttentionTask& task, int64_t
       const Vec maximum = Vec::set(reduce_max(largest));
       Probability* to = probabilities + r * padded;
       Vec sum = Vec::zero();
-      for_columns(keys, [&](int64_t key, int) {
+      for_columns(keys, [&](int64_t key, int n) {
         const Vec e = exp2(Vec::load(scores + key) - maximum);
         sum = sum + e;
-        e.store(to + key);
+        (p.v_scale ? e * load(p.v_scale + token + key, n) : e).store(to + key);
       });
       inverse[r] = Vec::set(1.0f / reduce_add(sum));
     }

@@ -51,5 +51,7 @@ def binary_attention(
     return _bits(q, tokens, heads * WORD, rails)
 
 
-def binary_qk_attention(q, k, v, cu_seqlens, softmax_scale=0.125, alibi_slopes=None):
-    return v.new_empty(v.shape)
+def binary_qk_attention(
+    q, k, v, cu_seqlens, softmax_scale=0.125, alibi_slopes=None, v_scale=None, out_dtype=None
+):
+    return v.new_empty(v.shape, dtype=out_dtype or v.dtype)

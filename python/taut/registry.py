@@ -525,7 +525,8 @@ OPS: dict[str, Op] = {
             "binary_qk_attention",
             "binary_attention",
             "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, float softmax_scale=0.125, "
-            "Tensor? alibi_slopes=None) -> Tensor",
+            "Tensor? alibi_slopes=None, Tensor? v_scale=None, ScalarType? out_dtype=None) "
+            "-> Tensor",
             _binary_fakes.binary_qk_attention,
         ),
     )

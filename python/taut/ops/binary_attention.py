@@ -23,6 +23,8 @@ def binary_attention(
     thresholds: torch.Tensor | None = None,
     rails: int = 2,
     alibi_slopes: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Attention whose queries and keys are signs, over heads of 64 channels; for inference.
 
@@ -42,7 +44,8 @@ def binary_attention(
     Args:
         q, k: int64 (total_tokens, heads); a word is the 64 signs of a head, lowest bit first, as
             `pack_bits` and `binary_linear_bits` give them. Tokens and heads may be strided.
-        v: the same; for "qk_only" (total_tokens, heads, 64), fp32, bf16 or fp16.
+        v: the same; for "qk_only" (total_tokens, heads, 64), fp32, bf16 or fp16, or int8 as
+            `quantize_per_token` of a token's heads side by side gives it.
         cu_seqlens: (batch + 1,) int32; sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1].
             Rows behind the last give zeros.
         mode: "bool" (BiBERT), "elastic" (BiT) or "qk_only" (HAD, BinaryAttention).
@@ -52,10 +55,13 @@ def binary_attention(
         thresholds: int32 (heads, 64) for `rails` = 1, (3, heads, 64) for 2; None: the sign of ctx.
         rails: 0, 1 or 2; not for mode "qk_only".
         alibi_slopes: (heads,), fp32, of mode "qk_only".
+        v_scale: (total_tokens, 1), fp32, of mode "qk_only" with v of int8.
+        out_dtype: float32, bfloat16 or float16, of mode "qk_only" with v of int8; otherwise the
+            result has the dtype of v.
 
     Returns:
         int64 (total_tokens, heads) or (total_tokens, 2, heads), int32 (total_tokens, heads, 64) for
-        `rails` = 0; for "qk_only" like v.
+        `rails` = 0; for "qk_only" (total_tokens, heads, 64).
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -68,7 +74,12 @@ def binary_attention(
     if mode == "qk_only":
         if thresholds is not None:
             raise ValueError(f"{op}: thresholds must be None in mode qk_only, got a tensor")
-        return call(_QK_ATTENTION, q, k, v, cu_seqlens, softmax_scale, alibi_slopes)
-    if alibi_slopes is not None:
-        raise ValueError(f"{op}: alibi_slopes must be None in mode {mode}, got a tensor")
+        return call(
+            _QK_ATTENTION, q, k, v, cu_seqlens, softmax_scale, alibi_slopes, v_scale, out_dtype
+        )
+    for name, value in (("alibi_slopes", alibi_slopes), ("v_scale", v_scale)):
+        if value is not None:
+            raise ValueError(f"{op}: {name} must be None in mode {mode}, got a tensor")
+    if out_dtype is not None:
+        raise ValueError(f"{op}: out_dtype must be None in mode {mode}, got {out_dtype}")
     return call(_ATTENTION, q, k, v, cu_seqlens, mode, tie, softmax_scale, alpha, thresholds, rails)

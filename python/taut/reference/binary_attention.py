@@ -5,7 +5,7 @@ For query i and key j of one sequence, with dot = sum over channels of sign(q_i)
     bool      A_ij = [dot > 0], or [dot >= 0] for tie "geq"
     elastic   A_ij = [P_ij > alpha / 2], P = softmax of softmax_scale * dot
     both      ctx_i = sum over j of A_ij sign(v_j), whole numbers
-    qk_only   out_i = softmax(softmax_scale * dot - alibi_slope * |i - j|) v
+    qk_only   out_i = softmax(softmax_scale * dot - alibi_slope * |i - j|) v, v times v_scale
 
 A sequence's products take 65 values, so with distance = (64 - dot) / 2 and least the row's smallest,
 elastic needs a table only, of whole numbers, which makes it the same on every backend:
@@ -23,6 +23,7 @@ import torch
 
 from taut._binary_fakes import WORD
 from taut.reference._check import (
+    FLOATS,
     REFERENCE_FLOATS,
     check_choice,
     check_cu_seqlens,
@@ -76,11 +77,28 @@ def check_binary_attention(
         check_thresholds(op, thresholds, (shape[1], WORD))
 
 
-def check_binary_qk_attention(q, k, v, cu_seqlens, softmax_scale=0.125, alibi_slopes=None):
+def check_binary_qk_attention(
+    q, k, v, cu_seqlens, softmax_scale=0.125, alibi_slopes=None, v_scale=None, out_dtype=None
+):
     op = "binary_qk_attention"
     _check_operands(op, q, k, cu_seqlens, softmax_scale)
     shape = (*q.shape, WORD)
-    check_tensor(op, "v", v, shape, f"{shape}", REFERENCE_FLOATS)
+    check_tensor(op, "v", v, shape, f"{shape}", (*REFERENCE_FLOATS, torch.int8))
+    if v.dtype == torch.int8:
+        if v_scale is None:
+            raise ValueError(f"{op}: v_scale must be given with v of int8, got None")
+        if out_dtype not in FLOATS:
+            raise ValueError(
+                f"{op}: out_dtype must be float32, bfloat16 or float16 with v of int8, "
+                f"got {out_dtype}"
+            )
+        scales = (shape[0], 1)
+        check_tensor(op, "v_scale", v_scale, scales, f"{scales}, one per token", FP32)
+    else:
+        if v_scale is not None:
+            raise ValueError(f"{op}: v_scale must be None unless v is int8, got a tensor")
+        if out_dtype not in (None, v.dtype):
+            raise ValueError(f"{op}: out_dtype must be that of v, {v.dtype}, got {out_dtype}")
     heads = q.shape[1]
     meaning = f"({heads},), one per head"
     check_optional_tensor(op, "alibi_slopes", alibi_slopes, (heads,), meaning, FP32)
@@ -138,7 +156,12 @@ def binary_attention(
     return bits
 
 
-def binary_qk_attention(q, k, v, cu_seqlens, softmax_scale=0.125, alibi_slopes=None):
+def binary_qk_attention(
+    q, k, v, cu_seqlens, softmax_scale=0.125, alibi_slopes=None, v_scale=None, out_dtype=None
+):
+    out_dtype = out_dtype or v.dtype
+    if v_scale is not None:
+        v = v * v_scale[:, :, None]
     wide = torch.promote_types(v.dtype, torch.float32)
     out = torch.zeros(v.shape, dtype=wide, device=v.device)
     for rows in _sequences(cu_seqlens):
@@ -149,4 +172,4 @@ def binary_qk_attention(q, k, v, cu_seqlens, softmax_scale=0.125, alibi_slopes=N
             scores = scores - alibi_slopes[:, None, None] * distance
         values = v[rows].to(wide).transpose(0, 1)
         out[rows] = (scores.softmax(2) @ values).transpose(0, 1)
-    return out.to(v.dtype)
+    return out.to(out_dtype)
