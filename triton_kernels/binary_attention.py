@@ -17,6 +17,8 @@ from taut.triton_kernels._launch import dot_type, launcher, row_strided, vector
 from taut.triton_kernels.binary_gemm import bits_of_columns, pack_lanes, signs_of
 
 _TILE = {"BLOCK": 64, "num_warps": 4, "num_stages": 2}
+# Entries of the table are loaded where a product says: Triton cannot pipeline that on Hopper.
+_ELASTIC_TILE = {**_TILE, "num_stages": 1}
 
 
 @triton.jit
@@ -159,7 +161,8 @@ def binary_attention(q, k, v, cu_seqlens, mode, tie, softmax_scale, alpha, thres
         _binary_attention_kernel[_grid(q, cu_seqlens)](
             q, k, v, cu_seqlens.contiguous(), *elastic, vector(thresholds), out,
             cu_seqlens.shape[0] - 1, tokens, heads, *q.stride(), *k.stride(), *v.stride(),
-            1 if tie == "strict" else 0, RAILS=rails, WORD=WORD, **_TILE,
+            1 if tie == "strict" else 0, RAILS=rails, WORD=WORD,
+            **(_ELASTIC_TILE if mode == "elastic" else _TILE),
         )  # fmt: skip
     return out
 
