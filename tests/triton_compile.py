@@ -141,6 +141,33 @@ def attention_calls_with_every_option(dtype, head_dim):
     launch("varlen_attention_qkvpacked_backward", out, qkv, bias, out, torch.zeros(2, 80), *rest)
 
 
+def binary_calls(dtype):
+    x = torch.randn(40, 130).to(dtype)
+    for rails, tie in ((1, "strict"), (2, "geq")):
+        launch("pack_bits", x, torch.randn(130), rails, tie)
+        launch("unpack_bits", torch.zeros((40, 3) if rails == 1 else (40, 2, 3)).long(), 130)
+    bits, two_rails = torch.zeros(40, 3).long(), torch.zeros(40, 2, 3).long()
+    packed, scale = torch.zeros(2, 3, 64).long(), torch.randn(70)
+    residual, codes = torch.randn(40, 70).to(dtype), torch.zeros(40, 130).to(torch.int8)
+    for given, x_scale in ((bits, None), (two_rails, None), (codes, torch.ones(40, 1))):
+        launch(
+            "binary_linear", given, x_scale, packed, scale, scale, 70, 130, "gelu", residual, dtype
+        )
+    launch("binary_linear_bits", two_rails, packed, torch.zeros(3, 70).int(), 70, 130)
+    launch(
+        "binary_linear_layer_norm",
+        bits, None, packed, scale, None, 130, residual, None, None, 1e-5, scale,
+    )  # fmt: skip
+    q, cu_seqlens = torch.zeros(80, 2).long(), torch.tensor([0, 17, 80]).int()
+    thresholds = torch.zeros(3, 2, 64).int()
+    for mode in ("bool", "elastic"):
+        launch("binary_attention", q, q, q, cu_seqlens, mode, "strict", 0.1, 0.1, thresholds, 2)
+    v = torch.randn(80, 2, 64).to(dtype)
+    launch("binary_qk_attention", q, q, v, cu_seqlens, 0.1, torch.ones(2), None, None)
+    codes = torch.zeros(80, 2, 64).to(torch.int8)
+    launch("binary_qk_attention", q, q, codes, cu_seqlens, 0.1, None, torch.ones(80, 1), dtype)
+
+
 def every_call():
     packing_calls()
     for dtype in (torch.bfloat16, torch.float32):
@@ -149,6 +176,7 @@ def every_call():
         embedding_calls(dtype)
         pooling_calls(dtype)
         gemm_calls(dtype)
+        binary_calls(dtype)
     quantize_calls()
     lowbit_calls()
     attention_calls(torch.float16, 256)  # the widest heads: the most shared memory

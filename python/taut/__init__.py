@@ -5,6 +5,16 @@ from taut.encoder import Encoder
 from taut.formats import LowbitWeight
 from taut.ops.activation import bias_activation, bias_glu
 from taut.ops.attention import attention_plan, varlen_attention, varlen_attention_qkvpacked
+from taut.ops.binary_attention import binary_attention
+from taut.ops.binary_gemm import (
+    binary_linear,
+    binary_linear_bits,
+    binary_linear_layer_norm,
+    pack_binary_weight,
+    pack_bits,
+    unpack_binary_weight,
+    unpack_bits,
+)
 from taut.ops.dense_gemm import pack_weight, packed_linear, packed_linear_layer_norm, unpack_weight
 from taut.ops.embedding import embed_layer_norm
 from taut.ops.lowbit_gemm import (
@@ -26,6 +36,10 @@ __all__ = [
     "attention_plan",
     "bias_activation",
     "bias_glu",
+    "binary_attention",
+    "binary_linear",
+    "binary_linear_bits",
+    "binary_linear_layer_norm",
     "embed_layer_norm",
     "gather_rows",
     "kronecker",
@@ -34,6 +48,8 @@ __all__ = [
     "lowbit_linear",
     "lowbit_linear_layer_norm",
     "lowbit_linear_quantize",
+    "pack_binary_weight",
+    "pack_bits",
     "pack_lengths",
     "pack_lowbit",
     "pack_mask",
@@ -44,6 +60,8 @@ __all__ = [
     "quantize_per_token",
     "rms_norm",
     "scatter_rows",
+    "unpack_binary_weight",
+    "unpack_bits",
     "unpack_lowbit",
     "unpack_weight",
     "varlen_attention",

@@ -222,6 +222,46 @@ OPS: dict[str, Op] = {
             "bool quantize=False, Tensor? quant_weight=None, Tensor? quant_bias=None) "
             "-> (Tensor out, Tensor q, Tensor scale)",
         ),
+        Op(
+            "pack_bits",
+            "binary_gemm",
+            "(Tensor x, Tensor? threshold=None, int rails=1, str tie='strict') -> Tensor",
+        ),
+        Op("unpack_bits", "binary_gemm", "(Tensor bits, SymInt columns) -> Tensor"),
+        Op(
+            "binary_linear",
+            "binary_gemm",
+            "(Tensor x, Tensor? x_scale, Tensor packed, Tensor scale, Tensor? bias, "
+            "SymInt out_features, SymInt in_features, str epilogue='none', "
+            "Tensor? residual=None, ScalarType? out_dtype=None) -> Tensor",
+        ),
+        Op(
+            "binary_linear_bits",
+            "binary_gemm",
+            "(Tensor x, Tensor packed, Tensor thresholds, SymInt out_features, "
+            "SymInt in_features) -> Tensor",
+        ),
+        Op(
+            "binary_linear_layer_norm",
+            "binary_gemm",
+            "(Tensor x, Tensor? x_scale, Tensor packed, Tensor scale, Tensor? bias, "
+            "SymInt in_features, Tensor residual, Tensor? weight, Tensor? norm_bias, float eps, "
+            "Tensor? bit_threshold=None) -> (Tensor out, Tensor bits)",
+        ),
+        Op(
+            "binary_attention",
+            "binary_attention",
+            "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, str mode='bool', "
+            "str tie='strict', float softmax_scale=0.125, float alpha=0.0, "
+            "Tensor? thresholds=None, int rails=2) -> Tensor",
+        ),
+        Op(
+            "binary_qk_attention",
+            "binary_attention",
+            "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, float softmax_scale=0.125, "
+            "Tensor? alibi_slopes=None, Tensor? v_scale=None, ScalarType? out_dtype=None) "
+            "-> Tensor",
+        ),
     )
 }
 
