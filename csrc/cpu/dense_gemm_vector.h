@@ -4,9 +4,9 @@
 // 6 x 4 sums, 4 of the weight, 1 of x. Each k-step loads the 4 and broadcasts 6 values of x, 10
 // loads for 24 multiply-adds. AVX2 and SSE2 have 16.
 #pragma once
-#include "cpu/isa/opaque.h"
 #include "cpu/dense_gemm.h"
 #include "cpu/isa/columns.h"
+#include "cpu/isa/opaque.h"
 
 namespace taut {
 namespace TAUT_ISA {

@@ -4,8 +4,8 @@
 // channels x 4 bytes. Half a block, 32 input features, is 8 quads; its codes lie in rows of its
 // own: 8 of 8 bits, 4 of 4 bits, 2 of 2 bits, and for 3 bits one more row of top bits.
 #pragma once
-#include "cpu/isa/opaque.h"
 #include "cpu/isa/bytes.h"
+#include "cpu/isa/opaque.h"
 #include "cpu/lowbit_gemm.h"
 
 namespace taut {

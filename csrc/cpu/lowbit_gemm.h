@@ -41,7 +41,7 @@ struct LowbitParams {
   bool codebook_per_channel;
   bool norm;
   bool second_affine;  // quant_weight or quant_bias is given
-  int64_t x_bits;  // floating-point x is quantized to so many; 0: it stays as it is
+  int64_t x_bits;      // floating-point x is quantized to so many; 0: it stays as it is
   int64_t bits, q_bits;
   float x_zero_point, eps;
   int64_t x_stride, x_scale_stride, residual_stride;
