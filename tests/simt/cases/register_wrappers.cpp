@@ -127,12 +127,87 @@ void check_conversions(int schedule, uint64_t seed) {
   }
 }
 
+// ---- builtins: of two warps, with words 0-7 of shared memory for atomics
+
+__global__ void builtins_kernel(const Params p) {
+  const int i = threadIdx.x, lane = i % 32;
+  auto words = reinterpret_cast<int*>(dynamic_shared());
+  if (i < 8) words[i] = i == 1 ? 1000 : 0;
+  __syncthreads();
+  const uint32_t* in = p.in + lane * 16;
+  atomicAdd(words, i);
+  atomicMin(words + 1, 500 - i);
+  atomicMax(words + 2, 3 * i);
+  atomicOr(reinterpret_cast<unsigned*>(words + 3), 1u << lane);
+  atomicAdd(reinterpret_cast<float*>(words + 4), 0.5f);
+  if (i == 7) atomicExch(words + 5, 77);
+  atomicCAS(words + 6, 0, i + 1);
+  const int count = __syncthreads_count(i % 3 == 0);
+  const int any = __syncthreads_or(i == 40), all = __syncthreads_and(i < 63);
+  if (i >= 32) return;
+  uint32_t* out = p.out + lane * 16;
+  out[0] = words[lane % 8];
+  out[1] = count + 1000 * any + 10000 * all;
+  out[2] = __popc(in[0]);
+  out[3] = __brev(in[0]);
+  out[4] = __byte_perm(in[0], in[1], 0x6420);
+  out[5] = __funnelshift_r(in[0], in[1], 12);
+  out[6] = __funnelshift_l(in[0], in[1], 12);
+  out[7] = __umulhi(in[0], in[1]);
+  out[8] = __dp4a(int(in[0]), int(in[1]), 5);
+  out[9] = __clz(in[0] & 0xffff) + 100 * __ffs(in[0] | 1 << 20);
+}
+
+void check_builtins(int schedule, uint64_t seed) {
+  const auto in = random_words(seed);
+  std::vector<uint32_t> out(kWords);
+  simt::Launch launch{"builtins", {1}, {64}, 32};
+  launch.schedule(schedule, seed).reads(in.data(), kWords).writes(out.data(), kWords);
+  launch(builtins_kernel, Params{in.data(), out.data()});
+  const uint32_t half = 0x3f000000 + (6 << 23);  // 32.0f = 0.5f * 2^6
+  const uint32_t sums[8] = {64 * 63 / 2, 500 - 63, 3 * 63, ~0u, half, 77, 0, 0};
+  for (int lane = 0; lane < 32; ++lane) {
+    const uint32_t *x = &in[lane * 16], *r = &out[lane * 16];
+    const uint64_t wide = uint64_t{x[1]} << 32 | x[0];
+    if (lane % 8 != 6) require(r[0] == sums[lane % 8], "an atomic", lane, 0);
+    if (lane % 8 == 6) require(r[0] >= 1 && r[0] <= 64, "atomicCAS", lane, 0);
+    require(r[1] == 22 + 1000, "__syncthreads_count", lane, 1);
+    uint32_t ones = 0, reversed = 0, low = 0;
+    int32_t dot = 5;
+    for (int b = 0; b < 32; ++b) {
+      ones += x[0] >> b & 1;
+      reversed = reversed << 1 | (x[0] >> b & 1);
+    }
+    for (int b = 0; b < 4; ++b) {
+      low |= uint32_t(wide >> 16 * b & 0xff) << 8 * b;
+      dot += int8_t(x[0] >> 8 * b) * int8_t(x[1] >> 8 * b);
+    }
+    require(r[2] == ones, "__popc", lane, 2);
+    require(r[3] == reversed, "__brev", lane, 3);
+    require(r[4] == low, "__byte_perm", lane, 4);
+    require(r[5] == (x[0] >> 12 | x[1] << 20), "__funnelshift_r", lane, 5);
+    require(r[6] == (x[1] << 12 | x[0] >> 20), "__funnelshift_l", lane, 6);
+    require(r[7] == uint64_t{x[0]} * x[1] >> 32, "__umulhi", lane, 7);
+    require(int32_t(r[8]) == dot, "__dp4a", lane, 8);
+    int zeros = 32, first = 32;
+    for (int b = 0; b < 16; ++b)
+      if (x[0] >> b & 1) zeros = 31 - b;
+    for (int b = 31; b >= 0; --b)
+      if ((x[0] | 1 << 20) >> b & 1) first = b + 1;
+    require(int(r[9]) == zeros + 100 * first, "__clz or __ffs", lane, 9);
+  }
+}
+
 }  // namespace
 
 extern "C" {
 
 const char* conversions(int schedule, uint64_t seed) {
   return simt::run([&] { check_conversions(schedule, seed); });
+}
+
+const char* builtins(int schedule, uint64_t seed) {
+  return simt::run([&] { check_builtins(schedule, seed); });
 }
 
 const char* shuffles_and_votes(int schedule, uint64_t seed) {
