@@ -41,7 +41,7 @@ struct LowbitParams {
   bool codebook_per_channel;
   bool norm;
   bool second_affine;  // quant_weight or quant_bias is given
-  int64_t x_bits;  // floating-point x is quantized to so many; 0: it stays as it is
+  int64_t x_bits;      // floating-point x is quantized to so many; 0: it stays as it is
   int64_t bits, q_bits;
   float x_zero_point, eps;
   int64_t x_stride, x_scale_stride, residual_stride;
@@ -76,7 +76,7 @@ struct LowbitScratch {
   int8_t* ones;      // codes_stride(): a row of ones, 0 behind in_features
   float* sums;       // (kMaxLowbitRows, 64)
   float* values;     // (64, 64): a block of expanded weights
-  uint8_t* codes;    // a panel expanded to 8 bits, for tiles
+  uint8_t* codes;    // a panel expanded to 8 bits, for tiles and 3 bits
 };
 
 // Rows [row_begin, row_end) of x times panels [panel_begin, panel_end).
