@@ -47,18 +47,14 @@ class Kernel:
 
 @cache
 def find_nvcc() -> Path:
-    """The CUDA compiler: CUDA_HOME's, the one on PATH, or the one that pip installed."""
-    candidates = []
-    if home := os.environ.get("CUDA_HOME"):
-        candidates.append(Path(home) / "bin/nvcc")
+    """The CUDA compiler: the one on PATH, or the one that pip installed."""
     if found := shutil.which("nvcc"):
-        candidates.append(Path(found))
-    if spec := find_spec("nvidia"):
-        candidates += [Path(p) / "cu13/bin/nvcc" for p in spec.submodule_search_locations]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    raise FileNotFoundError("no nvcc: not under CUDA_HOME, not on PATH, not in site-packages")
+        return Path(found)
+    spec = find_spec("nvidia")
+    for place in spec.submodule_search_locations if spec else ():
+        if (nvcc := Path(place) / "cu13/bin/nvcc").exists():
+            return nvcc
+    raise FileNotFoundError("no nvcc: neither on PATH nor in site-packages")
 
 
 @cache

@@ -43,6 +43,7 @@ INSTRUCTIONS = {
         ]
         + [r"MUFU\.RCP"]
     },
+    "bit_functions": {"": [r"LOP3\.LUT"]},
     "stmatrix_all": {
         "": [r"STSM\.16\.M88", r"STSM\.16\.M88\.2", r"STSM\.16\.M88\.4", r"STSM\.16\.MT88\.4"]
     },

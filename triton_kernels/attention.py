@@ -136,7 +136,7 @@ def _forward(problem, seed):
 
 @launcher
 def varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, *options):
-    *options, seed = options
+    *options, seed, _plan = options
     q, k, v = map(row_strided, (q, k, v))
     return _forward(_problem(q, k, v, (None,) * 3, cu_seqlens_q, cu_seqlens_k, *options), seed)
 
@@ -145,7 +145,7 @@ def varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, *options):
 def varlen_attention_backward(
     grad_out, q, k, v, out, logsumexp, cu_seqlens_q, cu_seqlens_k, *options
 ):
-    *options, seed = options
+    *options, seed, _plan = options
     grad_out, q, k, v, out = map(row_strided, (grad_out, q, k, v, out))
     problem = _problem(q, k, v, (None,) * 3, cu_seqlens_q, cu_seqlens_k, *options)
     gradients = [t.new_empty(t.shape) for t in (q, k, v)]
@@ -159,13 +159,13 @@ def _unpack(qkv, bias, cu_seqlens, options):
 
 @launcher
 def varlen_attention_qkvpacked(qkv, bias, cu_seqlens, *options):
-    *options, seed = options
+    *options, seed, _plan = options
     return _forward(_unpack(qkv, bias, cu_seqlens, options), seed)
 
 
 @launcher
 def varlen_attention_qkvpacked_backward(grad_out, qkv, bias, out, logsumexp, cu_seqlens, *options):
-    *options, seed = options
+    *options, seed, _plan = options
     grad_out, out = row_strided(grad_out), row_strided(out)
     problem = _unpack(qkv, bias, cu_seqlens, options)
     dqkv = qkv.new_empty(qkv.shape)

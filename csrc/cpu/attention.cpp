@@ -85,7 +85,8 @@ std::tuple<Tensor, Tensor> varlen_attention(
     const std::optional<Tensor>& cu_seqlens_k, std::optional<double> softmax_scale,
     const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& relative_bias,
     bool causal, int64_t window_left, int64_t window_right, double softcap,
-    const std::optional<std::vector<double>>& clip, double dropout_p, int64_t dropout_seed) {
+    const std::optional<std::vector<double>>& clip, double dropout_p, int64_t dropout_seed,
+    const std::optional<Tensor>&) {
   const char* op = "varlen_attention";
   AttentionKernel* kernel = kernel_of(q.scalar_type(), op, "q");
   AttentionParams p{};
@@ -105,7 +106,7 @@ std::tuple<Tensor, Tensor> varlen_attention_qkvpacked(
     std::optional<double> softmax_scale, const std::optional<Tensor>& alibi_slopes,
     const std::optional<Tensor>& relative_bias, bool causal, int64_t window_left,
     int64_t window_right, double softcap, const std::optional<std::vector<double>>& clip,
-    double dropout_p, int64_t dropout_seed) {
+    double dropout_p, int64_t dropout_seed, const std::optional<Tensor>&) {
   const char* op = "varlen_attention_qkvpacked";
   AttentionKernel* kernel = kernel_of(qkv.scalar_type(), op, "qkv");
   AttentionParams p{};

@@ -132,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
     std::optional<double> softmax_scale, const std::optional<Tensor>& alibi_slopes,
     const std::optional<Tensor>& relative_bias, bool causal, int64_t window_left,
     int64_t window_right, double softcap, const std::optional<std::vector<double>>& clip,
-    double dropout_p, int64_t dropout_seed) {
+    double dropout_p, int64_t dropout_seed, const std::optional<Tensor>&) {
   const char* op = "varlen_attention_backward";
   const ScalarType dtype = q.scalar_type();
   AttentionBackwardKernel* kernel = kernel_of(dtype, op, "q");
@@ -166,7 +166,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> varlen_attention_qkvpacked_backward(
     const Tensor& logsumexp, const Tensor& cu_seqlens, std::optional<double> softmax_scale,
     const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& relative_bias,
     bool causal, int64_t window_left, int64_t window_right, double softcap,
-    const std::optional<std::vector<double>>& clip, double dropout_p, int64_t dropout_seed) {
+    const std::optional<std::vector<double>>& clip, double dropout_p, int64_t dropout_seed,
+    const std::optional<Tensor>&) {
   const char* op = "varlen_attention_qkvpacked_backward";
   const ScalarType dtype = qkv.scalar_type();
   AttentionBackwardKernel* kernel = kernel_of(dtype, op, "qkv");

@@ -6,6 +6,7 @@
 #pragma once
 #include "cpu/dense_gemm.h"
 #include "cpu/isa/columns.h"
+#include "cpu/isa/opaque.h"
 
 namespace taut {
 namespace TAUT_ISA {
@@ -82,10 +83,9 @@ template <int Rows>
 inline void k_step(Vec (&sums)[Rows][kTileVectors], const float* x, int64_t x_stride,
                    const bf16* weights) {
   multiply_add<EvenOfPair>(sums, x, x_stride, weights);
-  // Hides that both halves come from the same pairs: kept for the second half, they would take
-  // registers from the sums.
-  asm("" : "+r"(weights));
-  multiply_add<OddOfPair>(sums, x + 1, x_stride, weights);
+  // Both halves come from the same pairs: kept for the second half, they would take registers from
+  // the sums.
+  multiply_add<OddOfPair>(sums, x + 1, x_stride, opaque(weights));
 }
 template <class T>
 constexpr bool kWidened = sizeof(T) == 2;

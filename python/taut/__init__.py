@@ -4,7 +4,7 @@ from taut import registry as registry
 from taut.encoder import Encoder
 from taut.formats import LowbitWeight
 from taut.ops.activation import bias_activation, bias_glu
-from taut.ops.attention import varlen_attention, varlen_attention_qkvpacked
+from taut.ops.attention import attention_plan, varlen_attention, varlen_attention_qkvpacked
 from taut.ops.dense_gemm import pack_weight, packed_linear, packed_linear_layer_norm, unpack_weight
 from taut.ops.embedding import embed_layer_norm
 from taut.ops.lowbit_gemm import (
@@ -23,6 +23,7 @@ __all__ = [
     "Encoder",
     "LowbitWeight",
     "Packing",
+    "attention_plan",
     "bias_activation",
     "bias_glu",
     "embed_layer_norm",

@@ -42,7 +42,10 @@ def encode(
         str | None,
         typer.Option(help="Read JSONL and take this field [default: text for *.jsonl]."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="fp32 or bf16 [default: fp32; of a quantized model: its own]."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens per batch [default: the encoder's own].")
@@ -60,7 +63,8 @@ def encode(
     if jsonl_field is None and input.endswith(".jsonl"):
         jsonl_field = "text"
     texts = read_texts(input, jsonl_field)
-    encoder = load_encoder(model, dtype=_dtype(dtype), device=device)
+    wanted = None if dtype is None else _dtype(dtype)
+    encoder = load_encoder(model, dtype=wanted, device=device)
     show = sys.stderr.isatty() if progress is None else progress
     options = {} if batch_tokens is None else {"batch_tokens": batch_tokens}
     try:
@@ -85,6 +89,36 @@ def demo(
     from taut.demo import run
 
     run(model, sample, corpus)
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="Checkpoint directory or model id.")],
+    output: Annotated[Path, typer.Option(help="Directory to write; must not exist yet.")],
+    scheme: Annotated[
+        str, typer.Option(help="w8a8, w4a8, w4a8-g32, w2a8, ternary, w4a16, nf4, ... or auto.")
+    ] = "w8a8",
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="PATTERN=SCHEME for some layers: 'layers.0.*=w8a8'. May be repeated."),
+    ] = None,
+    average_bits: Annotated[
+        float | None,
+        typer.Option(help="Choose 2, 4 or 8 bits for each matrix by how sensitive it is."),
+    ] = None,
+    calibration: Annotated[
+        str, typer.Option(help="File of texts, docstrings (Python's own), or random (token ids).")
+    ] = "docstrings",
+    dtype: Annotated[str, typer.Option(help="Of the rest: fp32 or bf16.")] = "bf16",
+    progress: Annotated[
+        bool | None, typer.Option(help="Progress bar [default: on a terminal].")
+    ] = None,
+) -> None:
+    """Write MODEL over low-bit weights, whole or not at all."""
+    from taut.quantize_command import run
+
+    show = sys.stderr.isatty() if progress is None else progress
+    run(model, scheme, output, layer or [], average_bits, calibration, _dtype(dtype), show)
 
 
 @app.command()

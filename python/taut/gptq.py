@@ -1,5 +1,6 @@
 """Rounding a weight so that its errors cancel on the inputs it will see."""
 
+import numpy as np
 import torch
 
 from taut.formats import LowbitWeight
@@ -26,26 +27,28 @@ def compensated(
 
     Source: Frantar et al., "GPTQ", 2023, algorithm 1.
     """
-    rest = weight.detach().float().clone()
-    columns, half = rest.shape[1], 2 ** (bits - 1)
+    columns, half = weight.shape[1], 2 ** (bits - 1)
     size = group_size or columns
     moment = second_moment.double()
     damping = _DAMPING * moment.diagonal().mean().clamp(min=1e-12)
     moment = moment + damping * torch.eye(columns, dtype=torch.float64)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
     factor = torch.linalg.cholesky(inverse, upper=True).float()
+    rest = weight.detach().float().T.contiguous()  # an input feature is a row
     q = torch.empty_like(rest)
     scales = []
     for begin in range(0, columns, _BLOCK):
         end = min(begin + _BLOCK, columns)
-        errors = torch.empty_like(rest[:, begin:end])
-        for k in range(begin, end):
-            if k % size == 0:
-                scales.append(clipped_scale(rest[:, k : k + size], bits))
-            scale = scales[-1]
-            q[:, k] = (rest[:, k] / scale).round().clamp(-half, half - 1)
-            error = (rest[:, k] - q[:, k] * scale) / factor[k, k]
-            rest[:, k:end] -= error[:, None] * factor[k, k:end]
-            errors[:, k - begin] = error
-        rest[:, end:] -= errors @ factor[begin:end, end:]
+        errors = np.empty((end - begin, weight.shape[0]), dtype=np.float32)
+        # NumPy: so many small steps cost torch's threads more than they save.
+        block, codes, steps = (t[begin:end].numpy() for t in (rest, q, factor[:, begin:end]))
+        for k in range(end - begin):
+            if (begin + k) % size == 0:
+                scales.append(clipped_scale(rest[begin + k : begin + k + size].T, bits))
+            scale = scales[-1].numpy()
+            codes[k] = np.clip(np.rint(block[k] / scale), -half, half - 1)
+            errors[k] = (block[k] - codes[k] * scale) / steps[k, k]
+            block[k:] -= steps[k, k:, None] * errors[k]
+        rest[end:] -= factor[begin:end, end:].T @ torch.from_numpy(errors)
+    q = q.T.contiguous()
     return integer_weight(q + half, torch.stack(scales, 1), None, bits, group_size)

@@ -78,7 +78,7 @@ class LowbitLinear(torch.nn.Module):
             "low_rank_down": down,
         }
         for name, value in buffers.items():
-            self.register_buffer(name, value)
+            self.register_buffer(name, None if value is None else value.contiguous())
         self._forget()
 
     def _forget(self) -> None:

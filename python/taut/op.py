@@ -11,6 +11,7 @@ import torch
 from taut._native import libraries
 
 library = torch.library.Library("taut", "DEF")
+_triton_library = torch.library.Library("taut_triton", "DEF")  # see register_gpu
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,28 @@ def _register_autocast(op: Op, device_type: str) -> None:
 
 
 def define(op: Op) -> None:
-    """Give the dispatcher the op, its reference, fake and Triton kernel."""
+    """Give the dispatcher the op, its reference and fake."""
     library.define(op.name + op.schema, tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(op.name, _reference_with_warning(op), "CompositeExplicitAutograd")
     torch.library.register_fake(f"taut::{op.name}", _checked_fake(op), lib=library)
-    if op.triton and _TRITON_SERVES_GPU:
-        library.impl(op.name, lambda *args: op.triton_launcher(*op.complete(args)), "CUDA")
     if op.autocast:
         for device_type in ("cpu", "cuda"):
             _register_autocast(op, device_type)
     _ = op.overload, op.entry  # now: torch.compile cannot trace a cached_property's first use
+
+
+def register_gpu(op: Op) -> str:
+    """Who serves `op` on a GPU: "native" where libtaut_cuda has registered a kernel, "triton", or
+    "reference". A native kernel hands what it does not serve, fp32 and GPUs before sm_80, on to
+    taut_triton::<name>."""
+    is_native = torch._C._dispatch_has_kernel_for_dispatch_key(f"taut::{op.name}", "CUDA")
+    chosen = _triton_library if is_native else library
+    if is_native and op.triton:
+        chosen.define(op.name + op.schema)
+    if op.triton and _TRITON_SERVES_GPU:
+        chosen.impl(op.name, lambda *args: op.triton_launcher(*op.complete(args)), "CUDA")
+    elif is_native and op.triton:
+        chosen.impl(op.name, _reference_with_warning(op), "CUDA")
+    if is_native:
+        return "native"
+    return "triton" if op.triton and _TRITON_SERVES_GPU else "reference"

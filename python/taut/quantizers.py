@@ -329,15 +329,15 @@ def _nearest(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 
 def choose_group_size(weight: torch.Tensor, least: int = 64, tolerance: float = 2.0) -> int:
-    """FineQuant's heuristic: the largest group size whose groups' ranges do not differ too much.
+    """FineQuant's heuristic: the smallest group size that still pays.
 
-    Starting from the whole row, the group is halved while, for some channel, the range of the
-    larger group is more than `tolerance` times the smallest range of the groups inside it.
+    Starting from the whole row, the group is made smaller while ranges, the largest magnitudes of
+    the groups, become more than `tolerance` times smaller in the mean.
 
     Args:
         weight: (out_features, in_features), floating point.
         least: the smallest group size to choose.
-        tolerance: how many times smaller a finer group's range may be on average.
+        tolerance: how many times smaller the ranges must become.
 
     Returns:
         0 (the whole row), 256, 128, 64 or 32, not below `least`.
@@ -352,8 +352,8 @@ def choose_group_size(weight: torch.Tensor, least: int = 64, tolerance: float = 
     chosen, coarse = 0, wide.abs().amax(1, keepdim=True)
     for size in sizes:
         fine = _grouped(wide, size, 0).abs().amax(2)
-        ratio = coarse.mean() / fine.mean().clamp(min=1e-30)
-        if ratio <= tolerance:
+        parents = expand_groups(coarse, chosen // size, fine.shape[1])
+        if (parents / fine.clamp(min=1e-30)).mean() <= tolerance:
             break
         chosen, coarse = size, fine
     return chosen

@@ -19,14 +19,14 @@ from collections.abc import Callable
 import torch
 
 from taut._native import libraries
-from taut.op import Op, define, library
+from taut.op import Op, define, library, register_gpu
 
 # Every argument costs about 0.2 us per call from Python; one left at its default costs nothing.
 # A list at its default is copied and converted all the same: hence the window's two numbers.
 _ATTENTION_OPTIONS = (
     "float? softmax_scale=None, Tensor? alibi_slopes=None, Tensor? relative_bias=None, "
     "bool causal=False, SymInt window_left=-1, SymInt window_right=-1, float softcap=0.0, "
-    "float[]? clip=None, float dropout_p=0.0, SymInt dropout_seed=0"
+    "float[]? clip=None, float dropout_p=0.0, SymInt dropout_seed=0, Tensor? plan=None"
 )
 _LOWBIT = (
     "Tensor x, Tensor? x_scale, Tensor packed, Tensor scale, Tensor? zero_point, "
@@ -49,6 +49,12 @@ OPS: dict[str, Op] = {
         ),
         Op("gather_rows", "packing", "(Tensor x, Tensor indices) -> Tensor"),
         Op("scatter_rows", "packing", "(Tensor x, Tensor indices, SymInt rows) -> Tensor"),
+        Op(
+            "attention_plan",
+            "attention",
+            "(Tensor cu_seqlens_q, Tensor? cu_seqlens_k, SymInt total_q, SymInt total_k) -> Tensor",
+            triton=False,  # it orders the work of native kernels
+        ),
         Op(
             "varlen_attention",
             "attention",
@@ -236,3 +242,4 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable) ->
 for _op in OPS.values():
     define(_op)
 libraries.load()
+GPU_KERNELS = {op.name: register_gpu(op) for op in OPS.values()}

@@ -13,14 +13,18 @@ __global__ void __launch_bounds__(128, 1) wgmma_products(D* out) {
   const uint8_t* shared = dynamic_shared();
   const uint64_t a = matrix_descriptor(shared, 16, 1024, Swizzle::bytes_128);
   const uint64_t b = matrix_descriptor(shared + 16384, 16, 1024, Swizzle::bytes_128);
-  const uint32_t registers[4] = {1, 2, 3, threadIdx.x};
+  uint32_t registers[4] = {1, 2, 3, threadIdx.x};
+  hold_registers(registers);
   wgmma_fence();
   wgmma_ss<T, a_major, b_major>(d, a, b, false);
   wgmma_commit();
-  wgmma_wait<1>();
+  wgmma_wait<0>();
+  hold_registers(d);
+  wgmma_fence();
   wgmma_rs<T, b_major>(d, registers, b, true);
   wgmma_commit();
   wgmma_wait<0>();
+  hold_registers(d);
   for (int i = 0; i < N / 2; ++i) out[i * 128 + threadIdx.x] = d[i];
 }
 

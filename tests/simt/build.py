@@ -21,7 +21,7 @@ _COMMON = ["-std=c++17", "-fPIC", "-g1", "-Wall", "-Wextra"]
 _INCLUDES = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{ROOT / 'csrc'}"]
 # Every memory access of a kernel becomes a call into the executor. Accesses stay as wide and as
 # many as written: no vectorization, no splitting or merging. Uninitialized variables hold 0xFE...
-_KERNEL = [
+_KERNEL = (
     "-O1",
     "-fsanitize=thread",
     "--param=tsan-instrument-func-entry-exit=0",
@@ -30,15 +30,16 @@ _KERNEL = [
     "-fno-tree-sra",
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
-]
-_RUNTIME = ["-O2", "-march=x86-64-v3", "-Wno-clobbered"]
+)
+_RUNTIME = ("-O3", "-Wno-clobbered")
 
 
 class SimtError(RuntimeError):
     """What the executor found: the message names kernel, block and thread."""
 
 
-def _compile(source: Path, flags: list[str]) -> Path:
+@functools.cache
+def _compile(source: Path, flags: tuple[str, ...]) -> Path:
     """Compile one file to an object, unless build/ has it from the same inputs."""
     command = ["g++", *_COMMON, *flags, *_INCLUDES]
     preprocessed = subprocess.run(

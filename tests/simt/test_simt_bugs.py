@@ -28,6 +28,7 @@ BUGS = {
     "other_count": ("expects",),
     "blocks_collide": ("race", "another block"),
     "last_block": ("race", "another block"),
+    "blocks_wait": ("runs on without end",),
     "plain_beside_atomic": ("race",),
 }
 

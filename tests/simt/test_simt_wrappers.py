@@ -13,8 +13,8 @@ CASES = {
         "mma_tf32",
         "mma_s8",
         "mma_b1",
-        "shuffles_and_votes",
     ),
+    "register_wrappers": ("conversions", "shuffles_and_votes"),
     "hopper_wrappers": (
         "cp_async_sizes",
         "tensor_copies",

@@ -8,7 +8,7 @@ from torch.nn import functional
 from taut.encoder.config import EncoderConfig
 from taut.nn import Linear
 from taut.ops.activation import bias_glu
-from taut.ops.attention import varlen_attention_qkvpacked
+from taut.ops.attention import shared_plan, varlen_attention_qkvpacked
 from taut.ops.embedding import embed_layer_norm
 
 # Beyond this distance all tokens share a bucket of the relative position bias.
@@ -115,7 +115,7 @@ class Layer(torch.nn.Module):
         self.down = Linear(inner, hidden)
         self.output_norm = torch.nn.LayerNorm(hidden, eps=config.eps)
 
-    def forward(self, hidden, cu_seqlens, alibi_slopes=None, relative_bias=None):
+    def forward(self, hidden, cu_seqlens, alibi_slopes=None, relative_bias=None, plan=None):
         dropout = self.dropout if self.training else 0.0
         context = varlen_attention_qkvpacked(
             self.qkv(hidden).view(-1, *self.qkv_shape),
@@ -123,6 +123,7 @@ class Layer(torch.nn.Module):
             alibi_slopes=alibi_slopes,
             relative_bias=relative_bias,
             dropout_p=self.attention_dropout if self.training else 0.0,
+            plan=plan,
         )
         hidden = self.out.residual_layer_norm(
             context.view(hidden.shape), hidden, self.attention_norm, dropout
@@ -205,6 +206,7 @@ class Backbone(torch.nn.Module):
             layers = [self.layers[0]] * self.config.num_layers
         else:
             layers = self.layers
+        plan = shared_plan(cu_seqlens, hidden.shape[0])
         for layer in layers:
-            hidden = layer(hidden, cu_seqlens, slopes, bias)
+            hidden = layer(hidden, cu_seqlens, slopes, bias, plan)
         return hidden if isinstance(hidden, torch.Tensor) else hidden.hidden

@@ -22,13 +22,13 @@ from taut.nn import Linear, LowbitLinear
 from taut.ops.activation import bias_glu
 from taut.ops.attention import varlen_attention_qkvpacked
 from taut.quantizers import fold_shift_scale
-from taut.schemes import Scheme, parse_scheme, quantize_weight
+from taut.schemes import Scheme, auto_scheme, parse_scheme, quantize_weight
 
 if TYPE_CHECKING:
     from taut.encoder.pretrained import Pretrained
 
 WORD_TABLE = "embeddings.word"
-CALIBRATION_TOKENS = 16384  # of texts: more cost time and change little
+CALIBRATION_TOKENS = 8192  # of texts: more cost time and change little
 _RANDOM_SEQUENCES, _RANDOM_LENGTH = 64, 64
 _FIRST_ID = 0.03  # of the vocabulary: special and unused tokens come first
 # FFN-down sees few large values among small ones: scales per token and 256 columns.
@@ -208,7 +208,15 @@ def connect(backbone: Backbone) -> None:
         layer.feed(following)
 
 
-@torch.no_grad()
+def adopt(model: "Pretrained", scheme: str) -> None:
+    """Make a model whose layers hold low-bit linears one that hands integers on and can be saved."""
+    backbone = model.backbone
+    for i, layer in enumerate(backbone.layers):
+        backbone.layers[i] = QuantizedLayer(layer)
+    connect(backbone)
+    model.quantization = {"scheme": scheme, "layers": {}}
+
+
 def quantize(
     model: "Pretrained",
     scheme: str,
@@ -223,12 +231,14 @@ def quantize(
         raise ValueError("quantize: the encoder must not be quantized yet")
     if model.task == "masked_lm":
         raise ValueError("quantize: the encoder must not be a MaskedLM, whose head is its table")
+    scheme = auto_scheme(model.device.type) if scheme == "auto" else scheme
     schemes = schemes_of(model, scheme, layers)
     batch = calibration_batch("quantize", model, calibration, seed)
     quantized = copy.deepcopy(model).to("cpu").float().eval()
     backbone = quantized.backbone
     with (
         torch.inference_mode(False),
+        torch.no_grad(),
         tqdm(
             total=len(schemes) - 1, desc="quantizing", unit="matrix", disable=not show_progress
         ) as progress,

@@ -64,7 +64,9 @@ class QuantizedLayer(torch.nn.Module):
         """Let this layer hand its integers to the projection of the following one."""
         self._next = () if following is None else (following.qkv,)
 
-    def forward(self, state, cu_seqlens, alibi_slopes=None, relative_bias=None) -> Activations:
+    def forward(
+        self, state, cu_seqlens, alibi_slopes=None, relative_bias=None, plan=None
+    ) -> Activations:
         if not isinstance(state, Activations):
             state = Activations(state)
         context = varlen_attention_qkvpacked(
@@ -72,6 +74,7 @@ class QuantizedLayer(torch.nn.Module):
             cu_seqlens,
             alibi_slopes=alibi_slopes,
             relative_bias=relative_bias,
+            plan=plan,
         ).view(state.hidden.shape)
         state = _layer_norm(self.out, context, None, state.hidden, self.attention_norm, self.up)
         inner, inner_scale = self._inner(state)

@@ -3,6 +3,11 @@
 import torch
 
 
+def attention_plan(cu_seqlens_q, cu_seqlens_k, total_q, total_k):
+    batch = cu_seqlens_q.shape[0] - 1
+    return cu_seqlens_q.new_empty((4 + total_q // 64 + 2 * batch, 2))
+
+
 def _option_gradients(alibi_slopes, relative_bias, like):
     def gradient(t):
         return like.new_empty((0,) if t is None else t.shape, dtype=torch.float32)

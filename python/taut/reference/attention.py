@@ -26,6 +26,9 @@ from taut.reference._check import (
     check_optional_tensor,
     check_tensor,
 )
+from taut.reference.attention_plan import attention_plan as attention_plan
+from taut.reference.attention_plan import check_attention_plan as check_attention_plan
+from taut.reference.attention_plan import plan_rows
 
 
 def _wide(t):
@@ -79,9 +82,16 @@ def _check_options(
     _check_real(op, "dropout_p", dropout_p, lambda x: 0 <= x < 1, "in [0, 1)")
 
 
+def _check_plan(op, plan, batch, total_q):
+    """The rest of a plan is not looked at: kernels stay inside their memory whatever it says."""
+    shape = (plan_rows(batch, total_q), 2)
+    check_optional_tensor(op, "plan", plan, shape, f"{shape}", (torch.int32,))
+
+
 def check_varlen_attention(
     q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, alibi_slopes, relative_bias, causal,
-    window_left, window_right, softcap, clip, dropout_p, dropout_seed, op="varlen_attention",
+    window_left, window_right, softcap, clip, dropout_p, dropout_seed, plan=None,
+    op="varlen_attention",
 ):  # fmt: skip
     check_tensor(op, "q", q, (None,) * 3, "(total_q, heads, head_dim)", REFERENCE_FLOATS)
     _, heads, head_dim = q.shape
@@ -107,11 +117,13 @@ def check_varlen_attention(
         op, heads, cu_seqlens_q.shape[0] - 1, softmax_scale, alibi_slopes, relative_bias,
         window_left, window_right, softcap, clip, dropout_p,
     )  # fmt: skip
+    _check_plan(op, plan, cu_seqlens_q.shape[0] - 1, q.shape[0])
 
 
 def check_varlen_attention_qkvpacked(
     qkv, bias, cu_seqlens, softmax_scale, alibi_slopes, relative_bias, causal, window_left,
-    window_right, softcap, clip, dropout_p, dropout_seed, op="varlen_attention_qkvpacked",
+    window_right, softcap, clip, dropout_p, dropout_seed, plan=None,
+    op="varlen_attention_qkvpacked",
 ):  # fmt: skip
     check_tensor(
         op, "qkv", qkv, (None, 3, None, None), "(total, 3, heads, head_dim)", REFERENCE_FLOATS
@@ -125,6 +137,7 @@ def check_varlen_attention_qkvpacked(
         op, heads, cu_seqlens.shape[0] - 1, softmax_scale, alibi_slopes, relative_bias,
         window_left, window_right, softcap, clip, dropout_p,
     )  # fmt: skip
+    _check_plan(op, plan, cu_seqlens.shape[0] - 1, qkv.shape[0])
 
 
 def _check_saved(op, q_shape, dtype, grad_out, out, logsumexp):
@@ -261,7 +274,7 @@ def _keep_factor(p, dropout_p, dropout_seed, rows):
 
 def varlen_attention(
     q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, alibi_slopes, relative_bias, causal,
-    window_left, window_right, softcap, clip, dropout_p, dropout_seed,
+    window_left, window_right, softcap, clip, dropout_p, dropout_seed, plan=None,
 ):  # fmt: skip
     heads, softmax_scale = q.shape[1], _scale_of(softmax_scale, q)
     out, logsumexp = [], []
@@ -302,6 +315,7 @@ def _with_bias(qkv, bias):
 def varlen_attention_backward(
     grad_out, q, k, v, out, logsumexp, cu_seqlens_q, cu_seqlens_k, softmax_scale, alibi_slopes,
     relative_bias, causal, window_left, window_right, softcap, clip, dropout_p, dropout_seed,
+    plan=None,
 ):  # fmt: skip
     heads, softmax_scale = q.shape[1], _scale_of(softmax_scale, q)
     grads = [torch.zeros_like(_wide(t), memory_format=torch.contiguous_format) for t in (q, k, v)]

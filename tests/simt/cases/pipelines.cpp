@@ -115,6 +115,7 @@ __device__ inline void consume(const Params& p, uint8_t* ring, uint64_t* full, u
     if (i > 0) mbarrier_arrive(empty + (i - 1) % kStages);
   }
   wgmma_wait<0>();
+  hold_registers(d);
   // The two consumer warpgroups agree before they write.
   barrier_sync(1, 256);
   for (int i = 0; i < 32; ++i) {

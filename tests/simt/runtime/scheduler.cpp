@@ -18,7 +18,7 @@ void set_thread(const uint3& index);
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr uint64_t kEndless = 2'000'000'000;  // accesses of one thread that never waits
+constexpr uint64_t kEndless = 20'000'000;  // accesses of one thread that never waits
 
 std::string triple(const uint3& i) {
   return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
