@@ -45,12 +45,8 @@ inline Bytes codes_of(Unit unit, int quad, int64_t channel) {
     const Bytes four = Bytes::load(low + quad / 4 * kRowBytes);
     const Bytes code = four >> (2 * (quad % 4));
     if constexpr (Bits == 2) return code & Bytes::set(3);
-<<<<<<< HEAD
-    const Bytes top = Bytes::load(unit.top + 4 * channel);
-=======
     // Loaded anew for every quad: kept in registers, top bits would push the sums out of theirs.
     const Bytes top = Bytes::load(opaque(unit.top + 4 * channel));
->>>>>>> main
     return select(Bytes::set(4), quad < 2 ? top << (2 - quad) : top >> (quad - 2), code) &
            Bytes::set(7);
   }
