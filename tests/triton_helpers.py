@@ -23,7 +23,7 @@ def to_device(args) -> list:
 
 def launch(op: str, *args):
     """The launcher's outputs as a tuple on the CPU."""
-    result = OPS[op].triton_launcher(*to_device(args))
+    result = OPS[op].triton_launcher(*to_device(OPS[op].complete(args)))
     return tuple(t.cpu() for t in ((result,) if isinstance(result, torch.Tensor) else result))
 
 
