@@ -274,6 +274,32 @@ def test_a_hidden_key_shows_nothing(isa):
     assert torch.equal(taut.varlen_attention_qkvpacked(qkv, cu_seqlens, causal=True)[:30], want)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tiny_scale_averages_the_keys_that_are_there(isa, dtype):
+    """All scores are nearly equal; keys that only fill up a step must weigh nothing."""
+    q, k, v = random_qkv((5, 37), (5, 37), HEADS, HEADS, 32, dtype)
+    for scale in (1e-30, 1e-45):
+        out = taut.varlen_attention(q, k, v, cu_seqlens_of((5, 37)), softmax_scale=scale)
+        for rows in (slice(0, 5), slice(5, 42)):
+            want = v[rows].double().mean(0).expand(out[rows].shape)
+            assert (out[rows] - want).abs().max() <= 4 * torch.finfo(dtype).eps
+
+
+def test_refusals_say_what_came():
+    t, cu = torch.ones(9, 3, 2, 16), cu_seqlens_of((9,))
+    for change, message in (
+        ({"alibi_slopes": torch.ones(2).double()}, "alibi_slopes must be float32, got float64"),
+        (
+            {"relative_bias": torch.ones(2, 3).double()},
+            "relative_bias must be float32, got float64",
+        ),
+        ({"alibi_slopes": torch.ones(4)[::2]}, "alibi_slopes must be contiguous"),
+        ({"bias": torch.ones(3, 2, 16).half()}, "bias must be float32, got float16"),
+    ):
+        with pytest.raises(ValueError, match=f"varlen_attention_qkvpacked: {message}"):
+            taut.varlen_attention_qkvpacked(t, cu, **change)
+
+
 def test_a_scale_of_zero_is_refused():
     qkv, cu_seqlens = torch.randn(4, 3, 1, 16), torch.tensor([0, 4], dtype=torch.int32)
     with pytest.raises(ValueError, match="softmax_scale must be"):

@@ -247,6 +247,10 @@ def test_backward_refuses_bad_arguments():
         torch.ops.taut.varlen_attention_backward(
             q, q, k, v, q[:3], torch.zeros(HEADS, 5), cu, cu, *options
         )
+    with pytest.raises(RuntimeError, match="logsumexp must be float32, got float64"):
+        torch.ops.taut.varlen_attention_backward(
+            q, q, k, v, q, torch.zeros(HEADS, 5).double(), cu, cu, *options
+        )
     with pytest.raises(RuntimeError, match="varlen_attention_backward: logsumexp must be"):
         torch.ops.taut.varlen_attention_backward(
             q, q, k, v, q, torch.zeros(5, HEADS), cu, cu, *options

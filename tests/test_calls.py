@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 import taut
 from helpers import cu_seqlens_of
 from taut.encoder import EncoderConfig, SequenceClassifier
+from taut.formats import LowbitWeight, pack_codes
 from taut.nn import Linear
 from taut.registry import OPS
 
@@ -66,15 +67,45 @@ VALID = {
         "norm_bias": VECTOR, "eps": 1e-6,
     },
 }  # fmt: skip
+INTEGERS, SCALE = torch.ones(4, 16, dtype=torch.int8), torch.ones(4, 1)
+CODES = pack_codes(torch.ones(16, 16, dtype=torch.uint8), 4)
+WEIGHT = LowbitWeight(CODES, torch.ones(16, 1), None, None, 4, 16)
+LOWBIT = {"x": INTEGERS, "weight": WEIGHT, "bias": VECTOR, "activation": "int8", "x_scale": SCALE}
+VALID |= {
+    "quantize_per_token": {
+        "x": X, "bits": 4, "grid": "midrise", "channel_scale": VECTOR, "channel_shift": VECTOR,
+        "hadamard": False, "group_size": 0,
+    },
+    "layer_norm_quantize": {
+        "x": X, "weight": VECTOR, "norm_bias": VECTOR, "residual": X, "bias": VECTOR,
+        "quant_weight": VECTOR, "quant_bias": VECTOR, "eps": 1e-6, "bits": 8,
+    },
+    "kronecker": {"x": X, "left": torch.ones(2, 2), "right": torch.ones(8, 8)},
+    "pack_lowbit": {"codes": CODES, "bits": 4, "in_features": 16},
+    "unpack_lowbit": {
+        "packed": WEIGHT.packed, "bits": 4, "out_features": 16, "in_features": 16,
+    },
+    "lowbit_linear": {
+        **LOWBIT, "epilogue": "relu", "residual": X, "x_zero_point": -0.5,
+        "out_dtype": torch.float32,
+    },
+    "lowbit_linear_quantize": {**LOWBIT, "epilogue": "relu", "out_bits": 8, "out_group_size": 0},
+    "lowbit_linear_layer_norm": {
+        **LOWBIT, "residual": X, "norm_weight": VECTOR, "norm_bias": VECTOR, "eps": 1e-6,
+        "quantize": True, "quant_weight": VECTOR, "quant_bias": VECTOR,
+    },
+}  # fmt: skip
 PUBLIC = [name for name in OPS if hasattr(taut, name)]
 # By the type of the valid value. Whatever has a truth value serves as a bool, as in Python.
 WRONG = {
     torch.Tensor: (None, "x", 3.5, object(), [X], X.numpy()),
     int: (None, "x", 3.5, object(), [1], 2**70),
-    float: (None, "x", object(), [0.5], 1j),
+    float: (None, "x", object(), [0.5], 1j, X),
     bool: ("x", object(), [True]),
+    LowbitWeight: (None, "x", 3, X),
+    torch.dtype: ("x", object(), [torch.float32], X),
     str: (None, 3, 3.5, object(), ["mean"], X),
-    tuple: (None, 3, 1.0, "x", object(), ["x", 1], (1, "x")),
+    tuple: (None, 3, 1.0, "x", object(), ["x", 1], (1, "x"), X, X.numpy()),
 }
 
 
@@ -104,7 +135,8 @@ def test_a_tensor_elsewhere_is_named(name):
         with pytest.raises(ValueError, match=rf"^{name}: \w+ must be on \w+ like \w+, got \w+$"):
             function(**{**valid, key: value.to("meta")})
     everywhere = {**valid, **{key: value.to("meta") for key, value in tensors.items()}}
-    if name not in ("pack_mask", "pack_lengths"):  # their sizes are in the data
+    # The sizes of two are in the data; weights with tensors of their own have no `to`.
+    if name not in ("pack_mask", "pack_lengths") and WEIGHT not in valid.values():
         assert function(**everywhere) is not None
     key, value = next(iter(tensors.items()))
     with pytest.raises(ValueError, match=f"^{name}: {key} must be strided, got torch.sparse_coo$"):

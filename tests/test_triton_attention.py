@@ -112,6 +112,13 @@ def test_head_dims(head_dim, dtype):
     assert_attention_agrees(head_dim, dtype, "no option")
 
 
+def test_a_wide_softcap_changes_nothing():
+    q, k, v, *offsets = inputs(16, torch.float32)
+    wide = flat({**DEFAULTS, "softcap": 1e6})
+    got, want = (launch("varlen_attention", q, k, v, *offsets, *o)[0] for o in (wide, options()))
+    torch.testing.assert_close(got, want)
+
+
 def test_grouped_heads():
     assert_attention_agrees(16, torch.float32, "no option", 4, 2)
 

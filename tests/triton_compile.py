@@ -85,6 +85,42 @@ def gemm_calls(dtype):
     launch("packed_linear_layer_norm", x, packed, bias, residual, bias, bias, 1e-5)
 
 
+def quantize_calls():
+    x, vector = torch.randn(40, 384).bfloat16(), torch.ones(384)
+    bias = vector.bfloat16()
+    launch("quantize_per_token", x, vector, vector, 8, "absmax", False, 0)
+    launch("quantize_per_token", x, None, None, 4, "midrise", True, 128)
+    launch("quantize_per_token", x, vector, None, 4, "full_range", True, 64)
+    launch("layer_norm_quantize", x, x, bias, bias, bias, bias, None, 1e-5, 8)
+    launch("kronecker", x, torch.eye(16).bfloat16(), torch.eye(24).bfloat16())
+    launch("kronecker", x.float(), torch.eye(4), torch.eye(96))
+
+
+def lowbit_calls():
+    x, q, x_scale = torch.randn(40, 128), torch.ones(40, 128).char(), torch.ones(40, 1)
+    residual, vector = torch.randn(40, 384).bfloat16(), torch.ones(384)
+
+    def weight(bits, group_size, zero_point=True, codebook=None):
+        packed = torch.zeros(6, 2, 2 * bits, 64, 4, dtype=torch.uint8)
+        scale = torch.ones(384, 128 // group_size if group_size else 1)
+        zero_point = scale if zero_point else None
+        return packed, scale, zero_point, codebook, vector, 384, bits, group_size
+
+    bf16 = "gelu", residual, 0.0, torch.bfloat16
+    launch("lowbit_linear", q, x_scale, *weight(2, 0, False), 8, *bf16)
+    launch("lowbit_linear", q, x_scale, *weight(8, 32), 8, *bf16)
+    launch("lowbit_linear", q, x_scale, *weight(3, 128), 8, "none", None, -0.5, torch.float32)
+    launch("lowbit_linear", x.bfloat16(), None, *weight(4, 64), 0, *bf16)
+    launch("lowbit_linear", x, None, *weight(8, 0), 0, "none", None, 0.0, None)
+    codebook = torch.ones(384, 16)
+    launch(
+        "lowbit_linear", x.half(), None, *weight(4, 0, False, codebook), 0, "none", None, 0.0, None
+    )
+    int4 = q, x_scale, *weight(4, 0), 8
+    launch("lowbit_linear_quantize", *int4, "gelu", 8, 256)
+    launch("lowbit_linear_layer_norm", *int4, residual, None, None, 1e-5, True)
+
+
 def attention_calls(dtype, head_dim):
     q, (k, v) = torch.randn(80, 2, head_dim).to(dtype), torch.randn(2, 80, 1, head_dim).to(dtype)
     cu_seqlens = torch.tensor([0, 17, 80]).int()
@@ -105,6 +141,33 @@ def attention_calls_with_every_option(dtype, head_dim):
     launch("varlen_attention_qkvpacked_backward", out, qkv, bias, out, torch.zeros(2, 80), *rest)
 
 
+def binary_calls(dtype):
+    x = torch.randn(40, 130).to(dtype)
+    for rails, tie in ((1, "strict"), (2, "geq")):
+        launch("pack_bits", x, torch.randn(130), rails, tie)
+        launch("unpack_bits", torch.zeros((40, 3) if rails == 1 else (40, 2, 3)).long(), 130)
+    bits, two_rails = torch.zeros(40, 3).long(), torch.zeros(40, 2, 3).long()
+    packed, scale = torch.zeros(2, 3, 64).long(), torch.randn(70)
+    residual, codes = torch.randn(40, 70).to(dtype), torch.zeros(40, 130).to(torch.int8)
+    for given, x_scale in ((bits, None), (two_rails, None), (codes, torch.ones(40, 1))):
+        launch(
+            "binary_linear", given, x_scale, packed, scale, scale, 70, 130, "gelu", residual, dtype
+        )
+    launch("binary_linear_bits", two_rails, packed, torch.zeros(3, 70).int(), 70, 130)
+    launch(
+        "binary_linear_layer_norm",
+        bits, None, packed, scale, None, 130, residual, None, None, 1e-5, scale,
+    )  # fmt: skip
+    q, cu_seqlens = torch.zeros(80, 2).long(), torch.tensor([0, 17, 80]).int()
+    thresholds = torch.zeros(3, 2, 64).int()
+    for mode in ("bool", "elastic"):
+        launch("binary_attention", q, q, q, cu_seqlens, mode, "strict", 0.1, 0.1, thresholds, 2)
+    v = torch.randn(80, 2, 64).to(dtype)
+    launch("binary_qk_attention", q, q, v, cu_seqlens, 0.1, torch.ones(2), None, None)
+    codes = torch.zeros(80, 2, 64).to(torch.int8)
+    launch("binary_qk_attention", q, q, codes, cu_seqlens, 0.1, None, torch.ones(80, 1), dtype)
+
+
 def every_call():
     packing_calls()
     for dtype in (torch.bfloat16, torch.float32):
@@ -113,6 +176,9 @@ def every_call():
         embedding_calls(dtype)
         pooling_calls(dtype)
         gemm_calls(dtype)
+        binary_calls(dtype)
+    quantize_calls()
+    lowbit_calls()
     attention_calls(torch.float16, 256)  # the widest heads: the most shared memory
     attention_calls(torch.float32, 256)
     attention_calls_with_every_option(torch.bfloat16, 64)

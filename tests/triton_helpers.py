@@ -28,7 +28,7 @@ def launch(op: str, *args):
 
 
 def reference(op: str, *args) -> tuple:
-    result = OPS[op].reference(*args)
+    result = OPS[op].reference(*OPS[op].complete(args))
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 

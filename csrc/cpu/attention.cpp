@@ -38,11 +38,17 @@ void run_forward(const AttentionParams& p, int64_t batch, AttentionKernel* kerne
     work += rows * keys;
   }
   const int64_t scratch = (attention_scratch_bytes(p.head_dim) + 3) / 4;
+  // Neighbouring heads of a sequence go to one thread where there is enough to share out: a head's
+  // rows are fetched while the head before it is worked on.
+  const int64_t all = static_cast<int64_t>(items.size()) * p.heads;
+  const int64_t heads = std::clamp<int64_t>(all / (16 * torch::stable::get_num_threads()), 1, 4);
+  const int64_t groups = (p.heads + heads - 1) / heads;
   const auto run = [&](int64_t task) {
-    kernel(p, items[static_cast<size_t>(task / p.heads)].task, task % p.heads,
-           thread_scratch(scratch));
+    const int64_t first = task % groups * heads;
+    for (int64_t head = first; head < std::min(p.heads, first + heads); ++head)
+      kernel(p, items[static_cast<size_t>(task / groups)].task, head, thread_scratch(scratch));
   };
-  const int64_t tasks = static_cast<int64_t>(items.size()) * p.heads;
+  const int64_t tasks = static_cast<int64_t>(items.size()) * groups;
   if (work * p.heads * p.head_dim <= kSerialAttentionWork) {
     for (int64_t task = 0; task < tasks; ++task) run(task);
     return;

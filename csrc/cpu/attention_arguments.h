@@ -13,6 +13,13 @@ namespace taut {
 // Multiply-adds below which waking other threads costs more than it saves.
 constexpr int64_t kSerialAttentionWork = 1 << 19;
 
+// A contiguous fp32 tensor; its shape is for the caller to check first.
+inline void check_contiguous_float(const Tensor& t, const char* op, const char* name) {
+  check_cpu(t, op, name);
+  check_dtype(t, ScalarType::Float, op, name);
+  check(t.is_contiguous(), op, name, " must be contiguous");
+}
+
 struct AttentionOptions {
   std::optional<double> softmax_scale;
   const std::optional<Tensor>& alibi_slopes;
@@ -37,22 +44,19 @@ inline void set_attention_options(AttentionParams& p, const AttentionOptions& o,
   if (o.alibi_slopes) {
     const Tensor& slopes = *o.alibi_slopes;
     const bool per_sequence = slopes.dim() == 2;
-    check_cpu(slopes, op, "alibi_slopes");
-    check(slopes.scalar_type() == ScalarType::Float && slopes.is_contiguous() &&
-              (per_sequence ? slopes.size(0) == batch && slopes.size(1) == p.heads
-                            : slopes.dim() == 1 && slopes.size(0) == p.heads),
-          op, "alibi_slopes must be contiguous float32 of shape (", p.heads, ",) or (", batch, ", ",
-          p.heads, "), got ", shape_of(slopes));
+    check(per_sequence ? slopes.size(0) == batch && slopes.size(1) == p.heads
+                       : slopes.dim() == 1 && slopes.size(0) == p.heads,
+          op, "alibi_slopes must be (", p.heads, ",) or (", batch, ", ", p.heads, "), got ",
+          shape_of(slopes));
+    check_contiguous_float(slopes, op, "alibi_slopes");
     p.alibi_slopes = slopes.const_data_ptr<float>();
     p.slopes_stride = per_sequence ? p.heads : 0;
   }
   if (o.relative_bias) {
     const Tensor& bias = *o.relative_bias;
-    check_cpu(bias, op, "relative_bias");
-    check(bias.scalar_type() == ScalarType::Float && bias.is_contiguous() && bias.dim() == 2 &&
-              bias.size(0) == p.heads && bias.size(1) % 2 == 1,
-          op, "relative_bias must be contiguous float32 of shape (", p.heads, ", 2R + 1), got ",
-          shape_of(bias));
+    check(bias.dim() == 2 && bias.size(0) == p.heads && bias.size(1) % 2 == 1, op,
+          "relative_bias must be (", p.heads, ", 2R + 1), got ", shape_of(bias));
+    check_contiguous_float(bias, op, "relative_bias");
     p.relative_bias = bias.const_data_ptr<float>();
     p.relative_limit = bias.size(1) / 2;
   }
@@ -91,7 +95,7 @@ inline AttentionInput attention_input(const Tensor& t, int64_t head_dim, ScalarT
   check_cpu(t, op, name);
   check(t.dim() == 3 && t.size(2) == head_dim, op, name, " must be (tokens, heads, ", head_dim,
         "), got ", shape_of(t));
-  check(t.scalar_type() == dtype, op, name, " must have the dtype of q");
+  check_dtype(t, dtype, op, name);
   check(t.stride(2) == 1 || t.numel() == 0, op, name, " must have contiguous channels");
   return {t.const_data_ptr(), nullptr, t.stride(0), t.stride(1)};
 }
@@ -142,10 +146,10 @@ inline void set_packed_attention_inputs(AttentionParams& p, const Tensor& qkv,
   if (bias) {
     check_cpu(*bias, op, "bias");
     check(bias->dim() == 3 && bias->size(0) == 3 && bias->size(1) == p.heads &&
-              bias->size(2) == p.head_dim && bias->is_contiguous() &&
-              bias->scalar_type() == qkv.scalar_type(),
-          op, "bias must be contiguous (3, ", p.heads, ", ", p.head_dim,
-          ") of the dtype of qkv, got ", shape_of(*bias));
+              bias->size(2) == p.head_dim,
+          op, "bias must be (3, ", p.heads, ", ", p.head_dim, "), got ", shape_of(*bias));
+    check_dtype(*bias, qkv.scalar_type(), op, "bias");
+    check(bias->is_contiguous(), op, "bias must be contiguous");
     bias_data = static_cast<const char*>(bias->const_data_ptr());
   }
   check_cu_seqlens(cu_seqlens, p.total_q, op, "cu_seqlens");

@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "cpu/attention_arguments.h"
+#include "cpu/column_sums.h"
 
 namespace taut {
 namespace {
@@ -10,16 +11,9 @@ namespace {
 VariantRecord varlen_attention_backward_variant("varlen_attention_backward");
 VariantRecord qkvpacked_backward_variant("varlen_attention_qkvpacked_backward");
 
-struct BackwardKernels {
-  AttentionBackwardKernel* gradients;
-  ColumnSums* column_sums;
-};
-BackwardKernels kernels_of(ScalarType dtype, const char* op, const char* name) {
-  return {float_kernel(dtype, op, name, TAUT_KERNEL(attention_backward_f32),
-                       TAUT_KERNEL(attention_backward_bf16), TAUT_KERNEL(attention_backward_f16)),
-          float_kernel(dtype, op, name, TAUT_KERNEL(attention_column_sums_f32),
-                       TAUT_KERNEL(attention_column_sums_bf16),
-                       TAUT_KERNEL(attention_column_sums_f16))};
+AttentionBackwardKernel* kernel_of(ScalarType dtype, const char* op, const char* name) {
+  return float_kernel(dtype, op, name, TAUT_KERNEL(attention_backward_f32),
+                      TAUT_KERNEL(attention_backward_bf16), TAUT_KERNEL(attention_backward_f16));
 }
 
 void set_saved(AttentionBackwardParams& p, const Tensor& grad_out, const Tensor& out,
@@ -34,11 +28,9 @@ void set_saved(AttentionBackwardParams& p, const Tensor& grad_out, const Tensor&
         shape_of(grad_out));
   check(shape_matches(out), op, "out must be (", f.total_q, ", ", f.heads, ", ", f.head_dim,
         "), got ", shape_of(out));
-  check_cpu(logsumexp, op, "logsumexp");
-  check(logsumexp.dim() == 2 && logsumexp.size(0) == f.heads && logsumexp.size(1) == f.total_q &&
-            logsumexp.scalar_type() == ScalarType::Float && logsumexp.is_contiguous(),
-        op, "logsumexp must be contiguous float32 (", f.heads, ", ", f.total_q, "), got ",
-        shape_of(logsumexp));
+  check(logsumexp.dim() == 2 && logsumexp.size(0) == f.heads && logsumexp.size(1) == f.total_q, op,
+        "logsumexp must be (", f.heads, ", ", f.total_q, "), got ", shape_of(logsumexp));
+  check_contiguous_float(logsumexp, op, "logsumexp");
   p.logsumexp = logsumexp.const_data_ptr<float>();
 }
 
@@ -143,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
     double dropout_p, int64_t dropout_seed, const std::optional<Tensor>&) {
   const char* op = "varlen_attention_backward";
   const ScalarType dtype = q.scalar_type();
-  const BackwardKernels kernels = kernels_of(dtype, op, "q");
+  AttentionBackwardKernel* kernel = kernel_of(dtype, op, "q");
   AttentionBackwardParams p{};
   AttentionParams& f = p.forward;
   set_attention_inputs(f, q, k, v, cu_seqlens_q, cu_seqlens_k, op);
@@ -161,7 +153,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
   p.dk = gradient(dk);
   p.dv = gradient(dv);
   auto [dslopes, drelative_bias] =
-      run_backward(p, batch, k.size(0), alibi_slopes, relative_bias, kernels.gradients);
+      run_backward(p, batch, k.size(0), alibi_slopes, relative_bias, kernel);
   clear_tokens(dq, f.cu_seqlens_q[batch]);
   clear_tokens(dk, f.cu_seqlens_k[batch]);
   clear_tokens(dv, f.cu_seqlens_k[batch]);
@@ -178,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> varlen_attention_qkvpacked_backward(
     const std::optional<Tensor>&) {
   const char* op = "varlen_attention_qkvpacked_backward";
   const ScalarType dtype = qkv.scalar_type();
-  const BackwardKernels kernels = kernels_of(dtype, op, "qkv");
+  AttentionBackwardKernel* kernel = kernel_of(dtype, op, "qkv");
   AttentionBackwardParams p{};
   AttentionParams& f = p.forward;
   set_packed_attention_inputs(f, qkv, bias, cu_seqlens, op);
@@ -196,15 +188,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> varlen_attention_qkvpacked_backward(
     *gradients[i] = {static_cast<char*>(dqkv.mutable_data_ptr()) + i * columns * bytes, 3 * columns,
                      f.head_dim};
   auto [dslopes, drelative_bias] =
-      run_backward(p, batch, f.total_q, alibi_slopes, relative_bias, kernels.gradients);
+      run_backward(p, batch, f.total_q, alibi_slopes, relative_bias, kernel);
   clear_tokens(dqkv, f.cu_seqlens_q[batch]);
 
   Tensor dbias = bias ? empty_cpu({3, f.heads, f.head_dim}, dtype) : empty_cpu({0}, dtype);
-  if (bias)
-    torch::stable::parallel_for(0, 3 * f.heads, 1, [&](int64_t begin, int64_t end) {
-      kernels.column_sums(dqkv.const_data_ptr(), f.cu_seqlens_q[batch], 3 * columns,
-                          begin * f.head_dim, end * f.head_dim, dbias.mutable_data_ptr());
-    });
+  if (bias) {
+    ColumnSum* column_sum =
+        float_kernel(dtype, op, "qkv", TAUT_KERNEL(column_sum_f32), TAUT_KERNEL(column_sum_of_bf16),
+                     TAUT_KERNEL(column_sum_of_f16));
+    const ColumnSumParams sum{dqkv.const_data_ptr(), f.cu_seqlens_q[batch], 3 * columns,
+                              dbias.mutable_data_ptr()};
+    parallel_rows(3 * columns, f.total_q,
+                  [&](int64_t begin, int64_t end) { column_sum(sum, begin, end); });
+  }
   qkvpacked_backward_variant.record();
   return {dqkv, dbias, dslopes, drelative_bias};
 }

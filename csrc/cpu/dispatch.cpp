@@ -30,7 +30,10 @@ bool supports(Isa isa) {
       return supports(Isa::avx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512dq");
-    case Isa::avx512_bf16: return supports(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
+    case Isa::avx512_bf16:
+      return supports(Isa::avx512) && __builtin_cpu_supports("avx512bf16") &&
+             __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vpopcntdq") &&
+             __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("avx512vbmi");
     case Isa::amx: {
       // CPUID.7.0:EDX bits 22 (AMX-BF16), 24 (AMX-TILE), 25 (AMX-INT8); gcc 12 knows no name.
       unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;

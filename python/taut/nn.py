@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from taut.lowbit_nn import LowbitLinear as LowbitLinear
 from taut.ops.activation import bias_activation
 from taut.ops.dense_gemm import pack_weight, packed_linear, packed_linear_layer_norm
 from taut.ops.norm import layer_norm
@@ -26,7 +27,8 @@ class Linear(torch.nn.Module):
 
     The packed copy is made at the first inference and again when the parameter has changed. It is
     no part of the state dict. Changes that torch does not count, such as writing through
-    `weight.data`, are not seen: write to `weight` under `torch.no_grad()`.
+    `weight.data`, are not seen: write to `weight` under `torch.no_grad()`. Under torch.autocast the
+    copy has its dtype.
 
     Args:
         in_features, out_features: sizes; weight is (out_features, in_features).
@@ -48,6 +50,7 @@ class Linear(torch.nn.Module):
         return {**self.__dict__, "_packed": None, "_packed_from": None}
 
     def extra_repr(self) -> str:
+        """What printing the layer shows of it."""
         bias = self.bias is not None
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}"
 

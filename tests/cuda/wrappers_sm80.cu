@@ -3,6 +3,7 @@
 #include "cuda/device.h"
 #include "cuda/ptx/address.h"
 #include "cuda/ptx/barrier.h"
+#include "cuda/ptx/bits.h"
 #include "cuda/ptx/convert.h"
 #include "cuda/ptx/cp_async.h"
 #include "cuda/ptx/ldmatrix.h"
@@ -91,4 +92,8 @@ extern "C" __global__ void conversions(const float* x, uint32_t* out, float* y) 
   out[2] = from_float<bf16>(x[4]).bits + from_float<f16>(x[5]).bits;
   y[0] = low_of<bf16>(out[3]) + high_of<bf16>(out[3]) + low_of<f16>(out[4]) + high_of<f16>(out[4]);
   y[1] = exp2_approx(x[6]) + log2_approx(x[7]) + tanh_approx(x[8]) + reciprocal_approx(x[9]);
+}
+
+extern "C" __global__ void bit_functions(uint32_t* x) {
+  x[0] = lop3<(0xF0 & 0xCC) | 0xAA>(x[1], x[2], x[3]);
 }

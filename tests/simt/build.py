@@ -1,4 +1,4 @@
-"""Compiles cases of the host SIMT executor with g++ and calls them."""
+"""Compiles cases of the host SIMT executor with g++, or for a GPU with nvcc, and calls them."""
 
 import ctypes
 import functools
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+import cuda_compile
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 OUTPUT = ROOT / "build" / "simt"
@@ -19,7 +21,7 @@ _COMMON = ["-std=c++17", "-fPIC", "-g1", "-Wall", "-Wextra"]
 _INCLUDES = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{ROOT / 'csrc'}"]
 # Every memory access of a kernel becomes a call into the executor. Accesses stay as wide and as
 # many as written: no vectorization, no splitting or merging. Uninitialized variables hold 0xFE...
-_KERNEL = [
+_KERNEL = (
     "-O1",
     "-fsanitize=thread",
     "--param=tsan-instrument-func-entry-exit=0",
@@ -27,17 +29,19 @@ _KERNEL = [
     "-fno-strict-aliasing",
     "-fno-tree-sra",
     "-Wno-unknown-pragmas",
-]
-_RUNTIME = ["-O2", "-march=x86-64-v3", "-Wno-clobbered"]
+    "-Wno-psabi",
+)
+_RUNTIME = ("-O3", "-Wno-clobbered")
 
 
 class SimtError(RuntimeError):
     """What the executor found: the message names kernel, block and thread."""
 
 
-def _compile(source: Path, flags: list[str]) -> Path:
+@functools.cache
+def _compile(source: Path, flags: tuple[str, ...]) -> Path:
     """Compile one file to an object, unless build/ has it from the same inputs."""
-    command = [os.environ.get("CXX", "g++"), *_COMMON, *flags, *_INCLUDES]
+    command = ["g++", *_COMMON, *flags, *_INCLUDES]
     preprocessed = subprocess.run(
         [*command, "-E", "-fno-sanitize=all", str(source)], check=True, capture_output=True
     ).stdout
@@ -69,6 +73,24 @@ def load(case: str) -> ctypes.CDLL:
         )
         partial.replace(library)
     return ctypes.CDLL(str(library))
+
+
+@functools.cache
+def load_for_gpu(case: str, architecture: str) -> ctypes.CDLL:
+    """The same case as CUDA: its launches run on the GPU, whatever their schedule."""
+    library = OUTPUT / f"{case}-sm_{architecture}.so"
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    cuda_compile.run_nvcc(
+        ["-shared", "-Xcompiler", "-fPIC", *gpu_flags(architecture), "-o", library]
+        + [HERE / "cases" / f"{case}.cpp"]
+    )
+    return ctypes.CDLL(str(library))
+
+
+def gpu_flags(architecture: str) -> list[str]:
+    """What makes nvcc take a case as CUDA, with the GPU's simt.h."""
+    gencode = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    return ["-x", "cu", "-std=c++17", "-O1", f"-I{HERE / 'gpu'}", f"-I{ROOT / 'csrc'}", gencode]
 
 
 def _argument(value):

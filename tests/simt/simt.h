@@ -31,7 +31,19 @@
 //   def test_scale(schedule):
 //     build.call(build.load("scale").scale, x, y, 100, 2.0, schedule, seed)
 //
-// build.call raises build.SimtError with the message of whatever the executor found.
+// build.call raises build.SimtError with the message of whatever the executor found: reads of
+// shared memory nobody wrote or a copy has yet to deliver, races (in shared memory, and in writable
+// global memory, between blocks too), missing proxy and wgmma fences, accumulators touched while
+// they are in flight, accesses out of bounds, misaligned or to read-only buffers, divergent
+// collectives, deadlocks, copies and products that nothing waits for.
+//
+// It does not see: memset, and memcpy of more than 16 bytes (copy by assignment); a scalar left
+// uninitialized on some paths (arrays hold 0xFE...); writes just past a buffer that hit another
+// buffer of the launch; blocks that wait for each other (they run one after the other); whether
+// register budgets add up, bank conflicts, or anything else about speed. Order by atomics is
+// believed where a block fenced
+// (__threadfence) what another reads after an atomic. The approximate functions are exact, nothing
+// is contracted to fma, and products are summed in double precision before they are rounded.
 #pragma once
 #include <cstdint>
 #include <functional>

@@ -28,7 +28,32 @@ BUGS = {
     "other_count": ("expects",),
     "blocks_collide": ("race", "another block"),
     "last_block": ("race", "another block"),
+    "blocks_wait": ("runs on without end",),
     "plain_beside_atomic": ("race",),
+}
+
+
+HOPPER_BUGS = {
+    "tile_not_aligned": ("a swizzled operand does not begin at a multiple of 1024 bytes",),
+    "missing_wgmma_fence": ("wgmma without any wgmma.fence",),
+    "accumulators_touched_after_fence": ("accumulators were written and no wgmma.fence",),
+    "a_written_after_fence": ("registers of A were written and no wgmma.fence",),
+    "missing_async_fence": ("no fence.proxy.async",),
+    "accumulators_read_early": ("reads the accumulators of a wgmma",),
+    "accumulators_written_early": ("writes the accumulators of a wgmma",),
+    "operand_overwritten": ("race",),
+    "product_not_waited_for": ("returns while wgmma is under way",),
+    "load_not_waited_for": ("still under way", "nobody wrote it", "race"),
+    "mbarrier_without_fence": ("no fence.mbarrier_init",),
+    "mbarrier_without_barrier": ("race", "no mbarrier was initialized"),
+    "too_few_bytes_expected": ("deadlock", "bytes are missing"),
+    "wrong_parity": ("deadlock", "parity 1"),
+    "load_over_readers": ("race",),
+    "store_without_async_fence": ("no fence.proxy.async",),
+    "stored_tile_overwritten": ("race",),
+    "store_not_waited_for": ("returns while its bulk stores",),
+    "mbarrier_memory_reused": ("an mbarrier lies there",),
+    "warp_skips_product": ("divergent collective", "deadlock"),
 }
 
 
@@ -42,15 +67,19 @@ def run(name, bug, schedule):
     return x, out
 
 
-@pytest.mark.parametrize("schedule", build.SCHEDULES)
-@pytest.mark.parametrize("name", BUGS)
-def test_found(name, schedule):
+def check_found(run, name, bugs, schedule):
     run(name, False, schedule)
     with pytest.raises(build.SimtError) as error:
         run(name, True, schedule)
     message = str(error.value)
     assert message.startswith(f"{name}: block (") and "thread (" in message
-    assert any(text in message for text in BUGS[name]), message
+    assert any(text in message for text in bugs[name]), message
+
+
+@pytest.mark.parametrize("schedule", build.SCHEDULES)
+@pytest.mark.parametrize("name", BUGS)
+def test_found(name, schedule):
+    check_found(run, name, BUGS, schedule)
 
 
 @pytest.mark.parametrize("schedule", build.SCHEDULES)
@@ -59,3 +88,32 @@ def test_uninitialized_variables_hold_nonsense(schedule):
     assert torch.allclose(out[:64], 4 * x[:64])
     _, out = run("unfinished_sum", True, schedule)
     assert (out[:64] < -1e38).all()
+
+
+def run_hopper(name, bug, schedule):
+    x = torch.randn(64, 64).bfloat16()
+    out = torch.zeros(64, 64)
+    seed = int(torch.randint(1 << 62, ()))
+    flag = torch.zeros(1, dtype=torch.int32)
+    function = build.load("planted_hopper_bugs").planted_bug
+    build.call(function, name.encode(), bug, x, out, flag, schedule, seed)
+    # Accumulator i of a thread: row 16 warp + lane / 4 + 8 (i / 2 % 2), ...
+    rows = out.view(
+        4, 8, 4, 8, 2, 2
+    )  # warp, lane / 4, lane % 4, column / 8, row / 8 % 2, column % 2
+    return x, rows.permute(0, 4, 1, 3, 2, 5).reshape(64, 64)
+
+
+@pytest.mark.parametrize("schedule", build.SCHEDULES)
+@pytest.mark.parametrize("name", HOPPER_BUGS)
+def test_found_hopper(name, schedule):
+    check_found(run_hopper, name, HOPPER_BUGS, schedule)
+
+
+@pytest.mark.parametrize("schedule", build.SCHEDULES)
+def test_wrong_swizzle_gives_wrong_numbers(schedule):
+    """A layout is no error in itself, so results must show it."""
+    x, product = run_hopper("wrong_swizzle", False, schedule)
+    torch.testing.assert_close(product, x.float() @ x.float().T, rtol=1e-5, atol=1e-4)
+    x, product = run_hopper("wrong_swizzle", True, schedule)
+    assert (product - x.float() @ x.float().T).abs().max() > 1

@@ -13,14 +13,15 @@ CASES = {
         "mma_tf32",
         "mma_s8",
         "mma_b1",
-        "shuffles_and_votes",
     ),
+    "register_wrappers": ("builtins", "conversions", "shuffles_and_votes"),
     "hopper_wrappers": (
         "cp_async_sizes",
         "tensor_copies",
         "bulk_copies_and_mbarriers",
         "named_barriers",
     ),
+    "wgmma_wrappers": ("wgmma_16_bit", "wgmma_along_mn", "wgmma_8_bit", "wgmma_1_bit"),
 }
 
 

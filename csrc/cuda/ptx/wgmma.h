@@ -113,4 +113,20 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
+// No instruction: the compiler moves no use of these registers across this place. Products are
+// asynchronous to it only by name, so d goes through this after the wgmma_wait that completes it,
+// and registers that were written go through it before wgmma_fence. Without it ptxas may have to
+// put in waits of its own (notes C7517, C7519 in bench/results/cuda_kernels.md).
+template <int size>
+__device__ __forceinline__ void hold_registers(float (&d)[size]) {
+#pragma unroll
+  for (int i = 0; i < size; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+template <class T, int size>
+__device__ __forceinline__ void hold_registers(T (&d)[size]) {
+  static_assert(sizeof(T) == 4, "registers have 32 bits");
+#pragma unroll
+  for (int i = 0; i < size; ++i) asm volatile("" : "+r"(d[i])::"memory");
+}
+
 }  // namespace taut::ptx

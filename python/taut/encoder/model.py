@@ -75,9 +75,15 @@ class Embeddings(torch.nn.Module):
             position = self.position.weight[self.position_offset :]
             if positions is None:
                 positions = positions_of(cu_seqlens, input_ids.shape[0])
+        ids, table = input_ids, self.word
+        if isinstance(table, torch.nn.Embedding):
+            table = table.weight
+        else:  # low-bit: the rows of this batch are its table
+            table = table(ids, self.norm.weight.dtype)
+            ids = torch.arange(ids.shape[0], dtype=ids.dtype, device=ids.device)
         hidden = embed_layer_norm(
-            input_ids,
-            self.word.weight,
+            ids,
+            table,
             positions=positions,
             position=position,
             token_type_ids=token_type_ids,
@@ -154,7 +160,7 @@ class Backbone(torch.nn.Module):
         self._fill_constants()
 
     def _fill_constants(self) -> None:
-        device = self.embeddings.word.weight.device
+        device = self.embeddings.norm.weight.device
         if self.config.architecture.alibi:
             self.alibi_slopes = alibi_slopes(self.config.num_heads).to(device)
         if self.relative_bias is not None:
@@ -203,4 +209,4 @@ class Backbone(torch.nn.Module):
         plan = shared_plan(cu_seqlens, hidden.shape[0])
         for layer in layers:
             hidden = layer(hidden, cu_seqlens, slopes, bias, plan)
-        return hidden
+        return hidden if isinstance(hidden, torch.Tensor) else hidden.hidden

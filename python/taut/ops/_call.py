@@ -62,7 +62,7 @@ def call(op: Op, *args):
 def _type_message(op: Op, args: tuple, wanted: str, name: str) -> str:
     if optional := re.fullmatch(r"Optional\[(.+)\]", wanted):
         wanted = optional[1]
-    words = _TYPES[wanted] + (" or None" if optional else "")
+    words = _TYPES.get(wanted, wanted) + (" or None" if optional else "")
     value = dict(zip((a.name for a in op.overload._schema.arguments), args, strict=False))[name]
     # A list may hold something else, an int may be too large: the type alone does not say.
     telling = (list, tuple) if wanted.startswith("List") else int if wanted == "int" else ()

@@ -14,14 +14,19 @@ _DEFAULTS = (False, (-1, -1), 0.0, None, 0.0, None, None)  # of the options behi
 def _chosen(op, options):
     """The op's options from the public ones, which begin at softmax_scale; those at their defaults
     are left out where that is seen at a glance: they cost nothing then (see registry)."""
-    if options[3:] == _DEFAULTS:
+    try:
+        plain = options[3:] == _DEFAULTS
+    except (RuntimeError, ValueError):  # of an array or tensor, which has no single truth value
+        plain = False
+    if plain:
         if options[1] is None and options[2] is None:
             return () if options[0] is None else options[:1]
         return options[:3]
     *tensors, causal, window_size, softcap, clip, dropout_p, seed, plan = options
     is_pair = isinstance(window_size, tuple | list)
     if not is_pair or not all(isinstance(side, int) for side in window_size):
-        raise TypeError(f"{op.name}: window_size must be two ints, got {window_size!r}")
+        got = window_size if is_pair else type(window_size).__name__
+        raise TypeError(f"{op.name}: window_size must be two ints, got {got}")
     if len(window_size) != 2:
         raise ValueError(f"{op.name}: window_size must be (left, right), got {window_size!r}")
     if seed is None:

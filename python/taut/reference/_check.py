@@ -30,7 +30,9 @@ def check_optional_tensor(op, name, value, shape, meaning, dtypes) -> None:
 
 def check_choice(op: str, name: str, value, accepted: tuple) -> None:
     if value not in accepted:
-        raise ValueError(f"{op}: {name} must be one of {', '.join(accepted)}, got {value!r}")
+        raise ValueError(
+            f"{op}: {name} must be one of {', '.join(map(str, accepted))}, got {value!r}"
+        )
 
 
 def readable(t: torch.Tensor) -> bool:

@@ -4,8 +4,8 @@ result is rounded once at the end."""
 import torch
 from torch.nn import functional
 
+from taut.formats import PANEL
 from taut.reference._check import check_choice, check_optional_tensor, check_tensor
-from taut.registry import PANEL
 
 DTYPES = (torch.float32, torch.bfloat16)
 ACTIVATIONS = {

@@ -194,6 +194,13 @@ __global__ void plain_beside_atomic(const Params p) {
     atomicAdd(p.counter, 1);
 }
 
+// Each block waits for the other to arrive.
+__global__ void blocks_wait(const Params p) {
+  if (threadIdx.x != 0) return;
+  atomicAdd(p.counter, 1);
+  while (p.bug && atomicAdd(p.counter, 0) < 2) {}
+}
+
 struct Bug {
   const char* name;
   void (*kernel)(Params);
@@ -220,6 +227,7 @@ constexpr Bug kBugs[] = {
     {"other_count", other_count},
     {"blocks_collide", blocks_collide},
     {"last_block", last_block},
+    {"blocks_wait", blocks_wait},
     {"unfinished_sum", unfinished_sum},
     {"plain_beside_atomic", plain_beside_atomic},
 };
@@ -232,7 +240,8 @@ extern "C" const char* planted_bug(const char* name, bool bug, const float* in, 
   return simt::run([&] {
     for (const Bug& b : kBugs) {
       if (std::string(b.name) != name) continue;
-      const bool one_block = b.kernel != blocks_collide && b.kernel != last_block;
+      const bool one_block =
+          b.kernel != blocks_collide && b.kernel != last_block && b.kernel != blocks_wait;
       simt::Launch launch{name, {one_block ? 1u : 2u}, {kThreads}, kSize * sizeof(float)};
       launch.schedule(schedule, seed).reads(in, kSize).writes(out, kSize).writes(counter, 1);
       launch(b.kernel, Params{in, out, counter, bug});

@@ -1,57 +1,26 @@
 // Each warp-level wrapper, on fresh random data, against a loop over the lane map that the PTX ISA
 // prints for it. The loops know matrices and elements; nothing of the executor is used in them.
+#include <cmath>
+#include <cstring>
 #include <random>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#include "cuda/ptx/barrier.h"
 #include "cuda/ptx/convert.h"
 #include "cuda/ptx/ldmatrix.h"
 #include "cuda/ptx/mma.h"
-#include "simt.h"
+#include "warp_case.h"
 
 using namespace taut;
 using namespace taut::ptx;
 
 namespace {
 
-struct Params {
-  const uint32_t* in;
-  uint32_t* out;
-};
-
-constexpr int kWords = 32 * 16;  // per launch: up to 16 registers of each lane
-
-void require(bool ok, const char* what, int lane, int i) {
-  if (!ok)
-    throw std::runtime_error(std::string(what) + ": lane " + std::to_string(lane) + ", register " +
-                             std::to_string(i) + " is wrong");
-}
-
-std::vector<uint32_t> random_words(uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::vector<uint32_t> words(kWords);
-  for (uint32_t& w : words) w = random();
-  return words;
-}
-
-// Runs one warp; in and out hold register i of lane l at [16 l + i].
-std::vector<uint32_t> run_warp(const char* name, void (*kernel)(Params),
-                               const std::vector<uint32_t>& in, int schedule, uint64_t seed) {
-  std::vector<uint32_t> out(kWords, 0xdeadbeef);
-  simt::Launch launch{name, {1}, {32}, 2048};
-  launch.schedule(schedule, seed).reads(in.data(), kWords).writes(out.data(), kWords);
-  launch(kernel, Params{in.data(), out.data()});
-  return out;
-}
-
 // ---- ldmatrix, stmatrix: 16-bit element [matrix][row][column] of the 2 KiB in shared memory, the
 // rows of which lie in a permuted order.
 
-int row_offset(int row) { return (row * 5 + 3) % 32 * 16; }
+__host__ __device__ inline int row_offset(int row) { return (row * 5 + 3) % 32 * 16; }
 
-void fill_shared(Params p) {
+__device__ void fill_shared(Params p) {
   auto shared = reinterpret_cast<uint32_t*>(dynamic_shared());
   for (int i = 0; i < 4; ++i) shared[row_offset(threadIdx.x) / 4 + i] = p.in[threadIdx.x * 16 + i];
   __syncwarp();
@@ -198,7 +167,11 @@ constexpr Shape k8{8, 32, 4, 2, a_of_k8, b_of_k8}, k16{16, 16, 8, 4, a_of_k16, b
     k32{32, 8, 16, 8, a_of_k32, b_of_k32}, k128{128, 1, 64, 32, a_of_k128, b_of_k128},
     k256{256, 1, 128, 64, a_of_k256, b_of_k256};
 
-uint32_t bits_of(float x) { return __float_as_uint(x); }
+uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
 
 // `make` draws an element and gives its bits and value; `times` multiplies values.
 template <class D, class Make, class Times>
@@ -277,53 +250,6 @@ Drawn make_bit(std::mt19937_64& random) {
 double product(double x, double y) { return x * y; }
 double exclusive_or(double x, double y) { return x != y; }
 
-// ---- shuffles and votes
-
-__global__ void shuffle_kernel(const Params p) {
-  const uint32_t* in = p.in + threadIdx.x * 16;
-  uint32_t* out = p.out + threadIdx.x * 16;
-  const int lane = threadIdx.x;
-  out[0] = __shfl_sync(~0u, in[0], in[1]);
-  out[1] = __shfl_sync(~0u, in[0], 5, 8);
-  out[2] = __shfl_up_sync(~0u, in[0], 3);
-  out[3] = __shfl_down_sync(~0u, in[0], 3, 16);
-  out[4] = __shfl_xor_sync(~0u, in[0], 9);
-  out[5] = __shfl_xor_sync(~0u, in[0], 12, 8);
-  out[6] = __ballot_sync(~0u, in[2] & 1);
-  out[7] = __any_sync(~0u, lane == int(in[16 * 0 + 3] % 32) && false);
-  out[8] = __all_sync(~0u, lane >= 0);
-  if (lane % 3 == 0) out[9] = __ballot_sync(0x49249249, in[2] & 2);
-  out[10] = __float_as_uint(__shfl_up_sync(~0u, __uint_as_float(in[0] & 0x3fffffff), 1, 4));
-}
-
-void check_shuffles(int schedule, uint64_t seed) {
-  const auto in = random_words(seed);
-  const auto out = run_warp("shuffle", shuffle_kernel, in, schedule, seed);
-  const auto x = [&](int lane) { return in[lane * 16]; };
-  uint32_t votes = 0, thirds = 0;
-  for (int lane = 0; lane < 32; ++lane) {
-    votes |= (in[lane * 16 + 2] & 1) << lane;
-    if (lane % 3 == 0) thirds |= (in[lane * 16 + 2] >> 1 & 1) << lane;
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    const uint32_t* r = &out[lane * 16];
-    require(r[0] == x(in[lane * 16 + 1] % 32), "__shfl_sync", lane, 0);
-    require(r[1] == x(lane / 8 * 8 + 5), "__shfl_sync of 8", lane, 1);
-    require(r[2] == x(lane < 3 ? lane : lane - 3), "__shfl_up_sync", lane, 2);
-    require(r[3] == x(lane % 16 + 3 > 15 ? lane : lane + 3), "__shfl_down_sync", lane, 3);
-    require(r[4] == x(lane ^ 9), "__shfl_xor_sync", lane, 4);
-    // A lane beyond the segment's end gives the own value, one in an earlier segment its value.
-    require(r[5] == x((lane ^ 12) > lane / 8 * 8 + 7 ? lane : lane ^ 12), "__shfl_xor_sync of 8",
-            lane, 5);
-    require(r[6] == votes, "__ballot_sync", lane, 6);
-    require(r[7] == 0, "__any_sync", lane, 7);
-    require(r[8] == 1, "__all_sync", lane, 8);
-    if (lane % 3 == 0) require(r[9] == thirds, "__ballot_sync of a part", lane, 9);
-    require(r[10] == (x(lane % 4 ? lane - 1 : lane) & 0x3fffffff), "__shfl_up_sync of a float",
-            lane, 10);
-  }
-}
-
 }  // namespace
 
 extern "C" {
@@ -382,9 +308,5 @@ const char* mma_b1(int schedule, uint64_t seed) {
     check_mma<int32_t>("mma xor 128", mma_128_kernel<mma_m16n8k128_xor>, k128, make_bit,
                        exclusive_or, schedule, seed);
   });
-}
-
-const char* shuffles_and_votes(int schedule, uint64_t seed) {
-  return simt::run([&] { check_shuffles(schedule, seed); });
 }
 }

@@ -54,14 +54,12 @@ void arrive_at(int id, int threads, bool waits, bool predicate) {
       Thread& t = machine.threads[waiter];
       t.barrier = -1;
       t.barrier_count = barrier.predicates;
-      join(t.order, barrier.order);
+      follow(t, barrier.order);
       if (&t != machine.current) make_ready(t);
     }
     barrier = NamedBarrier();
   });
-  if (waits && self.barrier == id)
-    wait(std::string(name) + ", at which " + std::to_string(machine.barriers[id].arrived) + " of " +
-         std::to_string(machine.barriers[id].expected) + " threads have arrived");
+  if (waits && self.barrier == id) wait(name);
 }
 
 Mbarrier& mbarrier_at(uint64_t* address, const char* instruction) {
@@ -71,6 +69,21 @@ Mbarrier& mbarrier_at(uint64_t* address, const char* instruction) {
 }
 
 }  // namespace
+
+std::string missing_at_barrier(const Thread& thread) {
+  if (thread.barrier >= 0) {
+    const NamedBarrier& b = machine.barriers[thread.barrier];
+    return ", at which " + std::to_string(b.arrived) + " of " + std::to_string(b.expected) +
+           " threads have arrived";
+  }
+  for (const Mbarrier& m : machine.mbarriers)
+    if (thread.waited_mbarrier && m.address == thread.waited_mbarrier)
+      return " of the mbarrier at shared offset " +
+             std::to_string(reinterpret_cast<uint8_t*>(m.address) - shared_memory()) + ", parity " +
+             std::to_string(m.phase % 2) + " (" + std::to_string(m.pending) + " arrivals and " +
+             std::to_string(m.expected) + " bytes are missing)";
+  return "";
+}
 
 void block_sync() { arrive_at(0, machine.thread_count, true, false); }
 
@@ -151,13 +164,12 @@ bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
       wait("mbarrier.try_wait");
       return false;
     }
-    const size_t offset = reinterpret_cast<uint8_t*>(barrier) - shared_memory();
+    self.waited_mbarrier = barrier;
     while (m.phase % 2 == parity) {
       m.waiters.push_back(self.id);
-      wait("the mbarrier at shared offset " + std::to_string(offset) + ", parity " +
-           std::to_string(parity) + " (" + std::to_string(m.pending) + " arrivals and " +
-           std::to_string(m.expected) + " bytes are missing)");
+      wait("mbarrier.try_wait");
     }
+    self.waited_mbarrier = nullptr;
   }
   if (!m.completed.empty()) join(self.order, m.completed);
   return true;

@@ -109,8 +109,10 @@ int element_bits(Element element) {
   }
 }
 
-void multiply(Element element, int m, int n, int words, const uint32_t* a, const uint32_t* b,
-              int stride, uint32_t* sums) {
+__attribute__((target_clones("avx2", "default"))) void multiply(Element element, int m, int n,
+                                                                int words, const uint32_t* a,
+                                                                const uint32_t* b, int stride,
+                                                                uint32_t* sums) {
   const bool integers =
       element == Element::s8 || element == Element::b1_and || element == Element::b1_xor;
   if (integers) {

@@ -67,7 +67,8 @@ struct Thread {
   bool started;
   jmp_buf context;
   uint8_t* stack;
-  std::string waits_for;
+  const char* waits_for;
+  uint64_t* waited_mbarrier;                            // or null
   Clocks order;                                         // order[id] is its own clock
   std::vector<uint32_t> async_fences, mbarrier_fences;  // clocks at which it ran the fence
   std::vector<Copy> copies;                             // since the last commit
@@ -122,6 +123,7 @@ struct Machine {
   std::vector<Thread> threads;
   std::vector<std::vector<Meeting>> meetings;  // per warp
   std::vector<uint32_t> ready;                 // lanes per warp
+  std::vector<uint32_t> present;               // lanes per warp that have not returned
   NamedBarrier barriers[16];
   std::deque<Mbarrier> mbarriers;
   std::vector<BulkCopy> loads;
@@ -138,7 +140,7 @@ extern Machine machine;
 
 // ---- scheduler.cpp
 // Gives way until another thread makes this one ready again.
-void wait(std::string what);
+void wait(const char* what);
 void make_ready(Thread& thread);
 std::string name_of(const Thread& thread);
 [[noreturn]] void fail(const std::string& message);
@@ -155,6 +157,8 @@ void land_randomly();
 void note_access();
 
 void join(Clocks& into, const Clocks& from);
+// Makes the thread come after everything in `from`, which includes all it came after before.
+void follow(Thread& thread, const Clocks& from);
 // Publishes what the thread did: joins its order into `into` and begins a new clock.
 void release(Thread& thread, Clocks& into);
 
@@ -164,6 +168,9 @@ void meet(const char* name, uint32_t mask, void* arguments,
 
 // Fails when the thread returns while lanes wait for it.
 void check_meetings_done(const Thread& thread);
+
+// What is missing at the barrier where the thread waits.
+std::string missing_at_barrier(const Thread& thread);
 
 // ---- memory.cpp
 enum class Access : uint8_t { read, write, atomic };

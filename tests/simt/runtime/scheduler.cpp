@@ -3,6 +3,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #include "machine.h"
@@ -17,7 +18,7 @@ void set_thread(const uint3& index);
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr uint64_t kEndless = 2'000'000'000;  // accesses of one thread that never waits
+constexpr uint64_t kEndless = 20'000'000;  // accesses of one thread that never waits
 
 std::string triple(const uint3& i) {
   return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
@@ -47,6 +48,7 @@ void fiber() {
     check_stores_done(self);
     check_products_done(self);
     self.state = Thread::exited;
+    machine.present[self.warp] &= ~(1u << self.lane);
     if (_setjmp(self.context) == 0) to_scheduler();
   }
 }
@@ -106,8 +108,9 @@ Thread* choose(int& warp) {
   for (const Thread& t : machine.threads) {
     if (t.state != Thread::waiting) continue;
     if (!first) first = &t;
-    if (t.waits_for == last) continue;
-    last = t.waits_for;
+    const std::string what = t.waits_for + missing_at_barrier(t);
+    if (what == last) continue;
+    last = what;
     if (++shown <= 8) message += "thread " + triple(t.index) + " and on wait for " + last + "; ";
   }
   const auto exited = std::count_if(machine.threads.begin(), machine.threads.end(),
@@ -148,6 +151,8 @@ void run_block(const uint3& index) {
     t.store_groups.clear();
     t.store_agent = -1;
     t.barrier = -1;
+    t.waited_mbarrier = nullptr;
+    machine.present[t.warp] |= 1u << t.lane;
     t.wgmma_fences = 0;
     t.in_flight.clear();
     make_ready(t);
@@ -182,10 +187,10 @@ void fail_as(const Thread& thread, const std::string& message) {
 void fail(const std::string& message) { fail_as(*machine.current, message); }
 void fail(const char* message) { fail(std::string(message)); }
 
-void wait(std::string what) {
+void wait(const char* what) {
   Thread& self = *machine.current;
   self.state = Thread::waiting;
-  self.waits_for = std::move(what);
+  self.waits_for = what;
   if (_setjmp(self.context) == 0) to_scheduler();
 }
 
@@ -206,12 +211,18 @@ int Machine::new_agent() {
   return agents++;
 }
 
-void join(Clocks& into, const Clocks& from) {
+__attribute__((target_clones("avx2", "default"))) void join(Clocks& into, const Clocks& from) {
   if (into.empty()) into.assign(kMaxAgents, 0);
   uint32_t* a = into.data();
   const uint32_t* b = from.data();
   const int count = (machine.agents + 7) & ~7;
   for (int i = 0; i < count; ++i) a[i] = a[i] < b[i] ? b[i] : a[i];
+}
+
+void follow(Thread& thread, const Clocks& from) {
+  const uint32_t own = thread.order[thread.id];
+  memcpy(thread.order.data(), from.data(), machine.agents * sizeof(uint32_t));
+  thread.order[thread.id] = own;
 }
 
 void release(Thread& thread, Clocks& into) {
@@ -240,6 +251,7 @@ void Launch::execute(void (*thread)(void*), void* call) {
   machine.threads.resize(machine.thread_count);
   machine.meetings.assign(machine.warp_count, {});
   machine.ready.assign(machine.warp_count, 0);
+  machine.present.assign(machine.warp_count, 0);
   machine.warpgroups.clear();
   machine.warpgroups.resize((machine.warp_count + 3) / 4);
   begin_launch(buffers_);

@@ -42,21 +42,23 @@ void meet(const char* name, uint32_t mask, void* arguments,
   }
   joined->arrived |= own;
   joined->arguments[self.lane] = arguments;
-  for (int lane = 0; lane < 32; ++lane) {
-    if (!(mask >> lane & 1)) continue;
-    const int id = self.warp * 32 + lane;
-    if (id >= machine.thread_count) diverged(self, name, lane, "the block does not have");
-    if (machine.threads[id].state == Thread::exited) diverged(self, name, lane, "has returned");
+  if (const uint32_t absent = mask & ~machine.present[self.warp]) {
+    const int lane = __builtin_ctz(absent);
+    const bool exists = self.warp * 32 + lane < machine.thread_count;
+    diverged(self, name, lane, exists ? "has returned" : "the block does not have");
   }
   if (joined->arrived != mask) {
-    wait(std::string(name));
+    wait(name);
     return;
   }
   Meeting complete = *joined;
   meetings.erase(meetings.begin() + (joined - meetings.data()));
   compute(complete);
-  for (int lane = 0; lane < 32; ++lane)
-    if ((mask & ~own) >> lane & 1) make_ready(machine.threads[self.warp * 32 + lane]);
+  for (int lane = 0; lane < 32; ++lane) {
+    Thread& other = machine.threads[self.warp * 32 + lane];
+    // Lanes that met at a barrier of the block may have to wait there.
+    if (((mask & ~own) >> lane & 1) && other.barrier < 0) make_ready(other);
+  }
   if (machine.chance(2)) {
     make_ready(self);
     wait(name);
@@ -77,7 +79,7 @@ void warp_sync(uint32_t mask) {
     for (int lane = 0; lane < 32; ++lane)
       if (m.mask >> lane & 1) release(machine.threads[first + lane], all);
     for (int lane = 0; lane < 32; ++lane)
-      if (m.mask >> lane & 1) join(machine.threads[first + lane].order, all);
+      if (m.mask >> lane & 1) follow(machine.threads[first + lane], all);
   });
 }
 

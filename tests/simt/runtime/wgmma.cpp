@@ -142,10 +142,10 @@ void meet_group(const char* name, void* arguments, F compute) {
   if (group.arrived && group.meeting != name)
     fail(std::string("divergent collective: ") + name + " while others of the warpgroup wait in " +
          group.meeting);
-  for (int i = 0; i < kThreads; ++i)
-    if (thread_of(i).state == Thread::exited)
-      fail(std::string("divergent collective: ") + name + " needs " + name_of(thread_of(i)) +
-           ", which has returned");
+  for (int w = self.warp / 4 * 4; w < self.warp / 4 * 4 + 4; ++w)
+    if (machine.present[w] != ~0u)
+      fail(std::string("divergent collective: ") + name + " needs all of warp " +
+           std::to_string(w) + ", of which lanes have returned");
   group.meeting = name;
   group.arguments[self.id % kThreads] = arguments;
   if (++group.arrived < kThreads) {

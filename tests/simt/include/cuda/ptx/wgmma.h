@@ -50,5 +50,7 @@ template <int pending>
 void wgmma_wait() {
   simt::wgmma_wait(pending);
 }
+template <class T, int size>
+void hold_registers(T (&)[size]) {}
 
 }  // namespace taut::ptx
