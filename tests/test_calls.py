@@ -28,6 +28,7 @@ ATTENTION = {
     "clip": (1.0, 0.0),
     "dropout_p": 0.5,
     "dropout_seed": 1,
+    "plan": taut.attention_plan(CU_SEQLENS, total_q=4),
 }
 NORM = {"x": X, "weight": VECTOR, "residual": X, "bias": VECTOR, "eps": 1e-6, "return_sum": True}
 VALID = {
@@ -35,6 +36,9 @@ VALID = {
     "pack_lengths": {"lengths": IDS, "padded_length": 5},
     "gather_rows": {"x": X, "indices": IDS},
     "scatter_rows": {"x": X, "indices": IDS, "rows": 5},
+    "attention_plan": {
+        "cu_seqlens_q": CU_SEQLENS, "cu_seqlens_k": CU_SEQLENS, "total_q": 4, "total_k": 4,
+    },
     "varlen_attention": {
         **dict(zip("qkv", QKV.unbind(1), strict=True)),
         "cu_seqlens_q": CU_SEQLENS,

@@ -197,7 +197,7 @@ def test_malformed_offsets_stay_inside(offsets):
 
     qkv, cu_seqlens = torch.randn(9, 3, 1, 16), torch.tensor(offsets, dtype=torch.int32)
     slopes, relative_bias = torch.rand(len(offsets) - 1, 1), torch.randn(1, 5)
-    rest = (cu_seqlens, 0.2, slopes, relative_bias, *options()[3:])
+    rest = (cu_seqlens, 0.2, slopes, relative_bias, *options()[3:], None)
     with guarded_memory():
         out, logsumexp = attention.varlen_attention_qkvpacked.__wrapped__(qkv, None, *rest)
         attention.varlen_attention_qkvpacked_backward.__wrapped__(

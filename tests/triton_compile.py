@@ -32,7 +32,7 @@ class CompileOnlyDriver:
 
 
 def launch(op: str, *args):
-    return OPS[op].triton_launcher(*args)
+    return OPS[op].triton_launcher(*OPS[op].complete(args))
 
 
 def norm_calls(dtype):

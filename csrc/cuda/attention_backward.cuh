@@ -20,12 +20,12 @@ struct BackwardShape {
   static constexpr Scores kScores = kScores_;
   // Columns of a tile of scores in the two procedures: what registers and shared memory allow.
   static constexpr int kKeys = D <= 64 ? 64 : D <= 128 ? 32 : 16;
-  static constexpr int kQueries = D <= 64 ? 64 : D <= 128 ? 32 : 16;
+  static constexpr int kQueries = D <= 64 ? 32 : 16;
   static constexpr bool kSplits = D > 128;  // dk and dv in turns
   static constexpr int kTileBytes = 2 * (kRows + kKeys) * kPitch<D> * 2;
   static constexpr int kScratchFloats = kScores == Scores::all ? kRows * (kKeys + 1) : 2 * kQueries;
   static constexpr int kSharedBytes = kTileBytes + kScratchFloats * 4;
-  static_assert(kQueries == kKeys, "both procedures lay out shared memory alike");
+  static_assert(kQueries <= kKeys, "shared memory is laid out for kKeys columns");
 };
 
 // One score, differentiated.
