@@ -12,7 +12,8 @@ demo: build
 test: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests -name '*.cpp' -o -name '*.h' \
+	  -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/python -m pytest
 
 wheel: .venv/.dependencies

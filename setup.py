@@ -1,10 +1,11 @@
 """Build taut's native libraries with CMake + ninja and place them inside the package.
 
-Environment (all optional): TAUT_CUDA=auto|0|1, MAX_JOBS, TAUT_AMX_EMULATION=0|1. The table in
-README.md says what each does.
+Environment (all optional): TAUT_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS,
+TAUT_AMX_EMULATION=0|1. The table in README.md says what each does.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+# Machine code for A100, H100 and B200 (8.0 serves 8.x, too), PTX for whatever comes.
+CUDA_ARCHITECTURES = "8.0+PTX;9.0a;10.0a"
 ROOT = Path(__file__).resolve().parent
 
 
@@ -24,6 +27,33 @@ def environment_choice(name: str, accepted: tuple[str, ...], default: str) -> st
     return value
 
 
+def find_nvcc() -> str | None:
+    """The CUDA compiler to use; None to build without CUDA."""
+    choice = environment_choice("TAUT_CUDA", ("auto", "0", "1"), "auto")
+    if choice == "0":
+        return None
+    if home := os.environ.get("CUDA_HOME"):
+        nvcc = shutil.which("nvcc", path=str(Path(home) / "bin"))
+    else:
+        nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if nvcc is None and choice == "1":
+        where = "$CUDA_HOME/bin" if home else "PATH and /usr/local/cuda/bin"
+        sys.exit(f"TAUT_CUDA=1: there is no nvcc in {where}")
+    return nvcc
+
+
+def cuda_architectures() -> str:
+    """TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX") as CMake writes it ("80-real;90a")."""
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
+    found = []
+    for name in wanted.replace(";", " ").replace(",", " ").split():
+        number = name.removesuffix("+PTX").replace(".", "")
+        if not re.fullmatch(r"\d{2,3}[a-f]?", number):
+            sys.exit(f"TORCH_CUDA_ARCH_LIST must hold versions like 9.0a, got {name!r}")
+        found.append(number if name.endswith("+PTX") else f"{number}-real")
+    return ";".join(found)
+
+
 class CMakeBuild(build_ext):
     """Builds every native library, taut._C among them, in one CMake run."""
 
@@ -32,8 +62,7 @@ class CMakeBuild(build_ext):
         import torch
         from torch.utils import cpp_extension
 
-        if environment_choice("TAUT_CUDA", ("auto", "0", "1"), "auto") == "1":
-            sys.exit("TAUT_CUDA=1: this version has no native CUDA kernels; GPUs run on Triton")
+        nvcc = find_nvcc()
         in_place = self.inplace or self.editable_mode
         package_dir = ROOT / "python/taut" if in_place else Path(self.build_lib).resolve() / "taut"
         cache_tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
@@ -51,6 +80,8 @@ class CMakeBuild(build_ext):
             f"-DTAUT_TORCH_LIB_DIR={Path(torch.__file__).parent / 'lib'}",
             f"-DTAUT_VERSION={self.distribution.get_version()}",
             "-DTAUT_AMX_EMULATION=" + environment_choice("TAUT_AMX_EMULATION", ("0", "1"), "0"),
+            f"-DTAUT_NVCC={nvcc or ''}",
+            f"-DTAUT_CUDA_ARCHITECTURES={cuda_architectures() if nvcc else ''}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]

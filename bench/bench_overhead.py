@@ -5,13 +5,13 @@ torch.add. Every round times all ops once, so that a noisy moment meets them all
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import torch
 
 import taut
+from runner import write_json
 
 CALLS = 200
 ROUNDS = 40
@@ -29,6 +29,7 @@ def cases():
     qkv = torch.randn(4, 3, 1, 16)
     q, k, v = qkv.unbind(1)
     packed = taut.pack_weight(torch.randn(16, 16))
+    square = torch.eye(4)
     return {
         "torch.add": lambda: torch.add(x, residual),
         "torch layer_norm": lambda: torch.nn.functional.layer_norm(x, (16,), vector, vector),
@@ -46,6 +47,9 @@ def cases():
         "packed_linear_layer_norm": lambda: taut.packed_linear_layer_norm(
             x, packed, vector, residual, vector, vector
         ),
+        "quantize_per_token": lambda: taut.quantize_per_token(x),
+        "layer_norm_quantize": lambda: taut.layer_norm_quantize(x, vector, vector),
+        "kronecker": lambda: taut.kronecker(x, square, square),
         "pool": lambda: taut.pool(x, cu_seqlens),
         "pack_mask": lambda: taut.pack_mask(mask),
         "pack_lengths": lambda: taut.pack_lengths(lengths, 3),
@@ -78,7 +82,9 @@ def main():
     for name in results["grad mode"]:
         print(f"{name:28s}" + "".join(f"{figures[name]:16.2f}" for figures in results.values()))
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        rows = [{"op": name, **{mode: figures[name] for mode, figures in results.items()}}
+                for name in results["grad mode"]]  # fmt: skip
+        write_json(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,10 @@ DEFAULTS = {
     "softmax_scale": None, "alibi_slopes": None, "relative_bias": None, "causal": False,
     "window_size": (-1, -1), "softcap": 0.0, "clip": None, "dropout_p": 0.0, "dropout_seed": 0,
 }  # fmt: skip
+OPTION_NAMES = (
+    "softmax_scale", "alibi_slopes", "relative_bias", "causal", "window_left", "window_right",
+    "softcap", "clip", "dropout_p", "dropout_seed",
+)  # fmt: skip
 OPTIONS = {
     "none": {},
     "scale": {"softmax_scale": 0.05},
@@ -40,7 +44,8 @@ def arguments(options, head_dim):
     found = {**DEFAULTS, **options}
     if found["softmax_scale"] is None:
         found["softmax_scale"] = 1 / math.sqrt(head_dim)
-    return tuple(found.values())
+    found["window_left"], found["window_right"] = found.pop("window_size")
+    return tuple(found[name] for name in OPTION_NAMES)
 
 
 def random_qkv(lengths_q, lengths_k, heads, heads_kv, head_dim, dtype):
@@ -49,8 +54,8 @@ def random_qkv(lengths_q, lengths_k, heads, heads_kv, head_dim, dtype):
     return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
-def plain_attention(q, k, v, cu_q, cu_k, scale, slopes, relative, causal, window, softcap, clip,
-                    dropout_p, seed):  # fmt: skip
+def plain_attention(q, k, v, cu_q, cu_k, scale, slopes, relative, causal, left, right, softcap,
+                    clip, dropout_p, seed):  # fmt: skip
     """The same maths with every step rounded to the dtype of q, as eager torch would."""
     dtype, heads = q.dtype, q.shape[1]
     out = torch.zeros_like(q)
@@ -73,12 +78,12 @@ def plain_attention(q, k, v, cu_q, cu_k, scale, slopes, relative, causal, window
         if relative is not None:
             limit = relative.shape[1] // 2
             bias += relative[:, (-distance).clamp(-limit, limit) + limit]
-        right = 0 if causal else window[1]
+        right = 0 if causal else right
         hidden = torch.zeros_like(distance, dtype=torch.bool)
         if right >= 0:
             hidden |= distance < -right
-        if window[0] >= 0:
-            hidden |= distance > window[0]
+        if left >= 0:
+            hidden |= distance > left
         scores = (scores + bias.to(dtype)).masked_fill(hidden, float("-inf"))
         p = scores.softmax(-1).masked_fill(hidden.all(1)[:, None], 0)
         if clip is not None:

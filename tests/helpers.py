@@ -33,6 +33,13 @@ def assert_close_by_comparison(actual, plain, exact, factor=2.0, slack=4.0):
     assert error <= allowed, f"error {error:.3e} > {allowed:.3e} (plain torch: {plain_error:.3e})"
 
 
+def assert_same(got, want):
+    """Tensor by tensor the same dtype, shape and numbers; NaN equals NaN."""
+    for actual, expected in zip(got, want, strict=True):
+        assert actual.dtype == expected.dtype and actual.shape == expected.shape
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def misaligned(t: torch.Tensor) -> torch.Tensor:
     """A copy of t whose data starts one element after an aligned address."""
     storage = torch.empty(t.numel() + 1, dtype=t.dtype)
@@ -57,6 +64,26 @@ def far_rows(t: torch.Tensor) -> torch.Tensor:
     view = storage.as_strided((rows, columns), (stride, 1))
     view.copy_(t)
     return view
+
+
+def adversarial_rows(columns: int) -> torch.Tensor:
+    """fp32 rows: zeros, one outlier, denormals, ties at one half, the largest numbers, not finite."""
+    rows = torch.randn(13, columns)
+    rows[0] = 0.0
+    rows[1] = -0.0
+    rows[2, columns // 2] = 1e30
+    rows[3] *= 1e-40
+    rows[4] = 1e-45
+    rows[5] = torch.randint(-253, 254, (columns,)) / 2  # inverse 1: halves are ties
+    rows[5, -1] = 127.0
+    rows[6] = torch.finfo(torch.float32).max * torch.sign(rows[6])
+    rows[7, columns // 3] = float("inf")
+    rows[8, -1] = float("-inf")
+    rows[9, 0] = float("nan")
+    rows[10, -1] = -float("nan")
+    rows[11] = torch.randint(-255, 256, (columns,)) / 2
+    rows[11, 0] = -128.0
+    return rows
 
 
 def gradients_of(function, tensors, grads):

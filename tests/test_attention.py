@@ -203,7 +203,12 @@ def test_philox_known_answers():
         ({"cu_seqlens_k": torch.tensor([0, 5, 9]).int()}, r"cu_seqlens_k must be \(2,\) like"),
         ({"alibi_slopes": torch.ones(3)}, r"alibi_slopes must be \(2,\) or \(1, 2\)"),
         ({"relative_bias": torch.ones(2, 4)}, r"relative_bias must be \(2, 2R \+ 1\)"),
-        ({"window_size": (-2, 0)}, "window_size must be"),
+        ({"window_size": (-2, 0)}, r"window_size must be .*, got \(-2, 0\)"),
+        ({"window_size": (1,)}, r"window_size must be \(left, right\), got \(1,\)"),
+        (
+            {"cu_seqlens_k": None, "k": torch.ones(8, 2, 16), "v": torch.ones(8, 2, 16)},
+            "cu_seqlens_k must end within total_tokens = 8, got 9",
+        ),
         ({"softcap": -1.0}, "softcap must be at least 0, got -1.0"),
         ({"clip": (0.5, 0.0)}, "clip must be"),
         ({"dropout_p": 1.0}, r"dropout_p must be in \[0, 1\), got 1.0"),
@@ -221,6 +226,9 @@ def test_refuses_wrong_types_and_packed_values():
     t, cu = torch.ones(9, 3, 2, 16), cu_seqlens_of((9,))
     with pytest.raises(TypeError, match="varlen_attention: q must be a torch.Tensor, got list"):
         taut.varlen_attention([1.0], t, t, cu)
+    for window_size in (3, (1.5, 2), "ab"):
+        with pytest.raises(TypeError, match="qkvpacked: window_size must be .*, got "):
+            taut.varlen_attention_qkvpacked(t, cu, window_size=window_size)
     with pytest.raises(ValueError, match=r"qkvpacked: qkv must be \(total, 3, heads, head_dim\)"):
         taut.varlen_attention_qkvpacked(t[:, :2], cu)
     with pytest.raises(ValueError, match=r"qkvpacked: bias must be \(3, 2, 16\)"):
@@ -233,6 +241,28 @@ def test_defaults_are_those_of_the_signature():
     assert set(DEFAULTS) < set(taut.varlen_attention.__kwdefaults__)
 
 
+def test_defaults_mean_what_they_say(isa):
+    """No cu_seqlens_k: that of q; no softmax_scale: 1 / sqrt(head_dim); the reference agrees."""
+    q, k, v = random_qkv((5, 30), (5, 30), HEADS, HEADS, 24, torch.float32)
+    cu, given = cu_seqlens_of((5, 30)), arguments({}, 24)
+    want = torch.ops.taut.varlen_attention(q, k, v, cu, cu, *given)
+    for name in ("scale", "cu_seqlens_k", "both"):
+        got = torch.ops.taut.varlen_attention(
+            q, k, v, cu, *((cu,) if name == "scale" else (None,)),
+            *(given if name == "cu_seqlens_k" else ()),
+        )  # fmt: skip
+        assert all(map(torch.equal, got, want))
+    none = (None, None, *given[1:])
+    for got, known in zip(
+        reference.varlen_attention(q, k, v, cu, *none),
+        reference.varlen_attention(q, k, v, cu, cu, *given),
+        strict=True,
+    ):
+        assert torch.equal(got, known)
+    assert torch.equal(taut.varlen_attention(q, k, v, cu, softmax_scale=given[0]), want[0])
+    assert not torch.equal(taut.varlen_attention(q, k, v, cu, softmax_scale=1.0), want[0])
+
+
 def test_a_hidden_key_shows_nothing(isa):
     """Neither NaN in a key nor a huge value of one that comes later reaches an earlier row."""
     qkv = torch.randn(40, 3, 2, 32)
@@ -242,6 +272,32 @@ def test_a_hidden_key_shows_nothing(isa):
     assert torch.equal(taut.varlen_attention_qkvpacked(qkv, cu_seqlens, causal=True)[:30], want)
     qkv[30, 1], qkv[30, 2] = 0.0, 3e38
     assert torch.equal(taut.varlen_attention_qkvpacked(qkv, cu_seqlens, causal=True)[:30], want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tiny_scale_averages_the_keys_that_are_there(isa, dtype):
+    """All scores are nearly equal; keys that only fill up a step must weigh nothing."""
+    q, k, v = random_qkv((5, 37), (5, 37), HEADS, HEADS, 32, dtype)
+    for scale in (1e-30, 1e-45):
+        out = taut.varlen_attention(q, k, v, cu_seqlens_of((5, 37)), softmax_scale=scale)
+        for rows in (slice(0, 5), slice(5, 42)):
+            want = v[rows].double().mean(0).expand(out[rows].shape)
+            assert (out[rows] - want).abs().max() <= 4 * torch.finfo(dtype).eps
+
+
+def test_refusals_say_what_came():
+    t, cu = torch.ones(9, 3, 2, 16), cu_seqlens_of((9,))
+    for change, message in (
+        ({"alibi_slopes": torch.ones(2).double()}, "alibi_slopes must be float32, got float64"),
+        (
+            {"relative_bias": torch.ones(2, 3).double()},
+            "relative_bias must be float32, got float64",
+        ),
+        ({"alibi_slopes": torch.ones(4)[::2]}, "alibi_slopes must be contiguous"),
+        ({"bias": torch.ones(3, 2, 16).half()}, "bias must be float32, got float16"),
+    ):
+        with pytest.raises(ValueError, match=f"varlen_attention_qkvpacked: {message}"):
+            taut.varlen_attention_qkvpacked(t, cu, **change)
 
 
 def test_a_scale_of_zero_is_refused():

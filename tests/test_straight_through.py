@@ -8,7 +8,7 @@ import torch
 import taut
 from helpers import cu_seqlens_of
 from taut import straight_through
-from taut._binary_fakes import WORD
+from taut.formats import WORD
 from taut.straight_through import train_binary_attention
 
 ONE = torch.ones(())

@@ -7,6 +7,7 @@ import torch
 
 from helpers import cu_seqlens_of, strided_rows
 from taut.reference import attention as attention_reference
+from taut.registry import OPS
 from triton_helpers import DTYPES, assert_agrees, guarded_memory, launch, reference
 
 # Tiles are 16 to 64 rows: lengths beside their edges, empty and single sequences on either side.
@@ -62,12 +63,18 @@ def inputs(head_dim, dtype, heads=2, heads_kv=1):
 
 
 def options(case="no option"):
-    return {**DEFAULTS, **CASES[case]()}.values()
+    return flat({**DEFAULTS, **CASES[case]()})
+
+
+def flat(options):
+    """The op's positional options: window_size is two of them."""
+    *tensors, causal, window_size, softcap, clip, dropout_p, seed = options.values()
+    return *tensors, causal, *window_size, softcap, clip, dropout_p, seed
 
 
 def assert_attention_agrees(head_dim, dtype, case, *heads):
     q, k, v, *offsets = inputs(head_dim, dtype, *heads)
-    chosen = tuple(options(case))
+    chosen = options(case)
     args = q, k, v, *offsets, *chosen
     assert_agrees("varlen_attention", *args, plain=narrow_reference("varlen_attention", *args))
     op = "varlen_attention_backward"
@@ -90,7 +97,7 @@ def test_narrow_types(dtype, case):
 def test_relative_bias_of_one_entry():
     """Shifting every score changes nothing, and its gradient is zero but for rounding."""
     q, k, v, *offsets = inputs(16, torch.float32)
-    rest = list({**DEFAULTS, "relative_bias": torch.randn(2, 1)}.values())
+    rest = flat({**DEFAULTS, "relative_bias": torch.randn(2, 1)})
     out, logsumexp = assert_agrees("varlen_attention", q, k, v, *offsets, *rest)
     args = torch.randn(q.shape), q, k, v, out, logsumexp, *offsets, *rest
     gradient = launch("varlen_attention_backward", *args)[4]
@@ -103,6 +110,13 @@ def test_relative_bias_of_one_entry():
 )
 def test_head_dims(head_dim, dtype):
     assert_attention_agrees(head_dim, dtype, "no option")
+
+
+def test_a_wide_softcap_changes_nothing():
+    q, k, v, *offsets = inputs(16, torch.float32)
+    wide = flat({**DEFAULTS, "softcap": 1e6})
+    got, want = (launch("varlen_attention", q, k, v, *offsets, *o)[0] for o in (wide, options()))
+    torch.testing.assert_close(got, want)
 
 
 def test_grouped_heads():
@@ -157,6 +171,15 @@ def test_rows_and_heads_may_be_strided():
     assert all(map(torch.equal, got, want))
 
 
+def test_defaults():
+    q, offsets = torch.randn(sum(LENGTHS_Q), 2, 24), cu_seqlens_of(LENGTHS_Q)
+    args = q, *torch.randn(2, *q.shape), offsets
+    want = OPS["varlen_attention"].complete((*args, offsets, 24**-0.5))
+    left_out = OPS["varlen_attention"].complete(args)
+    got = launch("varlen_attention", *left_out)
+    assert all(map(torch.equal, got, launch("varlen_attention", *want)))
+
+
 @pytest.mark.parametrize("batch", (0, 1))
 def test_nothing_to_attend(batch):
     for queries, keys in ((0, 3), (3, 0), (0, 0)):
@@ -174,7 +197,7 @@ def test_malformed_offsets_stay_inside(offsets):
 
     qkv, cu_seqlens = torch.randn(9, 3, 1, 16), torch.tensor(offsets, dtype=torch.int32)
     slopes, relative_bias = torch.rand(len(offsets) - 1, 1), torch.randn(1, 5)
-    rest = (cu_seqlens, 0.2, slopes, relative_bias, *list(options())[3:])
+    rest = (cu_seqlens, 0.2, slopes, relative_bias, *options()[3:])
     with guarded_memory():
         out, logsumexp = attention.varlen_attention_qkvpacked.__wrapped__(qkv, None, *rest)
         attention.varlen_attention_qkvpacked_backward.__wrapped__(

@@ -85,10 +85,46 @@ def gemm_calls(dtype):
     launch("packed_linear_layer_norm", x, packed, bias, residual, bias, bias, 1e-5)
 
 
+def quantize_calls():
+    x, vector = torch.randn(40, 384).bfloat16(), torch.ones(384)
+    bias = vector.bfloat16()
+    launch("quantize_per_token", x, vector, vector, 8, "absmax", False, 0)
+    launch("quantize_per_token", x, None, None, 4, "midrise", True, 128)
+    launch("quantize_per_token", x, vector, None, 4, "full_range", True, 64)
+    launch("layer_norm_quantize", x, x, bias, bias, bias, bias, None, 1e-5, 8)
+    launch("kronecker", x, torch.eye(16).bfloat16(), torch.eye(24).bfloat16())
+    launch("kronecker", x.float(), torch.eye(4), torch.eye(96))
+
+
+def lowbit_calls():
+    x, q, x_scale = torch.randn(40, 128), torch.ones(40, 128).char(), torch.ones(40, 1)
+    residual, vector = torch.randn(40, 384).bfloat16(), torch.ones(384)
+
+    def weight(bits, group_size, zero_point=True, codebook=None):
+        packed = torch.zeros(6, 2, 2 * bits, 64, 4, dtype=torch.uint8)
+        scale = torch.ones(384, 128 // group_size if group_size else 1)
+        zero_point = scale if zero_point else None
+        return packed, scale, zero_point, codebook, vector, 384, bits, group_size
+
+    bf16 = "gelu", residual, 0.0, torch.bfloat16
+    launch("lowbit_linear", q, x_scale, *weight(2, 0, False), 8, *bf16)
+    launch("lowbit_linear", q, x_scale, *weight(8, 32), 8, *bf16)
+    launch("lowbit_linear", q, x_scale, *weight(3, 128), 8, "none", None, -0.5, torch.float32)
+    launch("lowbit_linear", x.bfloat16(), None, *weight(4, 64), 0, *bf16)
+    launch("lowbit_linear", x, None, *weight(8, 0), 0, "none", None, 0.0, None)
+    codebook = torch.ones(384, 16)
+    launch(
+        "lowbit_linear", x.half(), None, *weight(4, 0, False, codebook), 0, "none", None, 0.0, None
+    )
+    int4 = q, x_scale, *weight(4, 0), 8
+    launch("lowbit_linear_quantize", *int4, "gelu", 8, 256)
+    launch("lowbit_linear_layer_norm", *int4, residual, None, None, 1e-5, True)
+
+
 def attention_calls(dtype, head_dim):
     q, (k, v) = torch.randn(80, 2, head_dim).to(dtype), torch.randn(2, 80, 1, head_dim).to(dtype)
     cu_seqlens = torch.tensor([0, 17, 80]).int()
-    rest = (cu_seqlens, cu_seqlens, 0.1, None, None, False, (-1, -1), 0.0, None, 0.0, 0)
+    rest = (cu_seqlens, None, None, None, None, False, -1, -1, 0.0, None, 0.0, 0)
     launch("varlen_attention", q, k, v, *rest)
     launch("varlen_attention_backward", q, q, k, v, q, torch.zeros(2, 80), *rest)
 
@@ -97,7 +133,7 @@ def attention_calls_with_every_option(dtype, head_dim):
     qkv, bias = torch.randn(80, 3, 2, head_dim).to(dtype), torch.zeros(3, 2, head_dim).to(dtype)
     slopes, relative_bias = torch.ones(2, 2), torch.zeros(2, 9)
     rest = (
-        torch.tensor([0, 17, 80]).int(), 0.1, slopes, relative_bias, False, (5, 7), 2.0,
+        torch.tensor([0, 17, 80]).int(), 0.1, slopes, relative_bias, False, 5, 7, 2.0,
         (1.03, -0.03), 0.1, 1 << 40,
     )  # fmt: skip
     launch("varlen_attention_qkvpacked", qkv, bias, *rest)
@@ -141,6 +177,8 @@ def every_call():
         pooling_calls(dtype)
         gemm_calls(dtype)
         binary_calls(dtype)
+    quantize_calls()
+    lowbit_calls()
     attention_calls(torch.float16, 256)  # the widest heads: the most shared memory
     attention_calls(torch.float32, 256)
     attention_calls_with_every_option(torch.bfloat16, 64)

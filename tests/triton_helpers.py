@@ -23,12 +23,12 @@ def to_device(args) -> list:
 
 def launch(op: str, *args):
     """The launcher's outputs as a tuple on the CPU."""
-    result = OPS[op].triton_launcher(*to_device(args))
+    result = OPS[op].triton_launcher(*to_device(OPS[op].complete(args)))
     return tuple(t.cpu() for t in ((result,) if isinstance(result, torch.Tensor) else result))
 
 
 def reference(op: str, *args) -> tuple:
-    result = OPS[op].reference(*args)
+    result = OPS[op].reference(*OPS[op].complete(args))
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 

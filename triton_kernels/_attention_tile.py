@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from taut.triton_kernels.activation import tanh
+
 
 class Problem(NamedTuple):
     """The arguments every attention kernel takes as one. None stands for an option not used.
@@ -150,7 +152,7 @@ def scores(q, k, sequence, head, row, column, len_q, len_k, p):
     """(scores with -inf for hidden keys, scores before the biases were added), both fp32."""
     capped = tl.dot(q, tl.trans(k), input_precision="ieee") * p.scale
     if p.softcap is not None:
-        capped = p.softcap * (2 * tl.sigmoid(2 * capped / p.softcap) - 1)
+        capped = p.softcap * tanh(capped / p.softcap)
     distance = row[:, None] + (len_k - len_q) - column[None, :]
     total = capped
     if p.slopes is not None:

@@ -37,9 +37,9 @@ def launcher(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def run(*args):
+        tensors = list(OPS[op].tensors(args).values())
         if OPS[op].check is not None:
             OPS[op].check(*args)
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
         if any(t.dtype == torch.float64 for t in tensors):
             raise ValueError(f"{op}: tensors must be float32, bfloat16, float16, got float64")
         with torch.cuda.device_of(tensors[0]):

@@ -34,7 +34,11 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def tanh(x):
-    return 2 * tl.sigmoid(2 * x) - 1
+    # Near 0 a polynomial (relative error 4e-9, as on the CPU): 2 sigmoid(2x) - 1 cancels there.
+    z = x * x
+    p = ((-0.00571704653 * z + 0.0206505888) * z - 0.0537434986) * z + 0.133314913
+    near = x + x * z * (p * z - 0.333332839)
+    return tl.where(tl.abs(x) < 0.625, near, 2 * tl.sigmoid(2 * x) - 1)
 
 
 @triton.jit

@@ -1,5 +1,7 @@
 """Attention over packed sequences: the forward kernel, and the launchers of every attention op."""
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -89,10 +91,13 @@ def _attention_kernel(
 
 def _problem(
     q, k, v, biases, cu_seqlens_q, cu_seqlens_k, softmax_scale, alibi_slopes, relative_bias,
-    causal, window_size, softcap, clip, dropout_p,
+    causal, left, right, softcap, clip, dropout_p,
 ):  # fmt: skip
-    left, right = window_size
     right = 0 if causal else right
+    if softmax_scale is None:
+        softmax_scale = 1 / math.sqrt(q.shape[2])
+    if cu_seqlens_k is None:
+        cu_seqlens_k = cu_seqlens_q
     dropout = dropout_p > 0
     slopes = None if alibi_slopes is None else alibi_slopes.contiguous()
     return Problem(
@@ -131,7 +136,7 @@ def _forward(problem, seed):
 
 @launcher
 def varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, *options):
-    *options, seed = options
+    *options, seed, _plan = options
     q, k, v = map(row_strided, (q, k, v))
     return _forward(_problem(q, k, v, (None,) * 3, cu_seqlens_q, cu_seqlens_k, *options), seed)
 
@@ -140,7 +145,7 @@ def varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, *options):
 def varlen_attention_backward(
     grad_out, q, k, v, out, logsumexp, cu_seqlens_q, cu_seqlens_k, *options
 ):
-    *options, seed = options
+    *options, seed, _plan = options
     grad_out, q, k, v, out = map(row_strided, (grad_out, q, k, v, out))
     problem = _problem(q, k, v, (None,) * 3, cu_seqlens_q, cu_seqlens_k, *options)
     gradients = [t.new_empty(t.shape) for t in (q, k, v)]
@@ -154,13 +159,13 @@ def _unpack(qkv, bias, cu_seqlens, options):
 
 @launcher
 def varlen_attention_qkvpacked(qkv, bias, cu_seqlens, *options):
-    *options, seed = options
+    *options, seed, _plan = options
     return _forward(_unpack(qkv, bias, cu_seqlens, options), seed)
 
 
 @launcher
 def varlen_attention_qkvpacked_backward(grad_out, qkv, bias, out, logsumexp, cu_seqlens, *options):
-    *options, seed = options
+    *options, seed, _plan = options
     grad_out, out = row_strided(grad_out), row_strided(out)
     problem = _unpack(qkv, bias, cu_seqlens, options)
     dqkv = qkv.new_empty(qkv.shape)

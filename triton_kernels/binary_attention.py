@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from taut._binary_fakes import WORD
+from taut.formats import WORD
 from taut.reference.binary_attention import exponentials
 from taut.triton_kernels._attention_tile import find_tile, sequence_bounds
 from taut.triton_kernels._launch import dot_type, launcher, row_strided, vector

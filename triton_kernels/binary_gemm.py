@@ -8,8 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from taut._binary_fakes import WORD, words_of
-from taut.registry import PANEL
+from taut.formats import PANEL, WORD, words_of
 from taut.triton_kernels._launch import launcher, row_strided, vector
 from taut.triton_kernels.activation import activate
 from taut.triton_kernels.norm import load_row_vector, normalize

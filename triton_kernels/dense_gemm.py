@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from taut.registry import PANEL
+from taut.formats import PANEL
 from taut.triton_kernels._launch import dot_type, launcher, row_strided, vector
 from taut.triton_kernels.activation import activate
 from taut.triton_kernels.norm import load_row_vector, normalize

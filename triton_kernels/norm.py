@@ -25,7 +25,7 @@ def load_row_vector(pointer, column, columns, default: tl.constexpr):
 
 
 @triton.jit
-def _load_sum(x, residual, bias, row, column, mask, columns, x_stride, residual_stride):
+def load_sum(x, residual, bias, row, column, mask, columns, x_stride, residual_stride):
     total = tl.load(x + row[:, None] * x_stride + column[None, :], mask, 0).to(tl.float32)
     if bias is not None:
         total += load_row_vector(bias, column, columns, 0)
@@ -56,7 +56,7 @@ def _norm_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     mask = (row < rows)[:, None] & (column < columns)[None, :]
-    total = _load_sum(x, residual, bias, row, column, mask, columns, x_stride, residual_stride)
+    total = load_sum(x, residual, bias, row, column, mask, columns, x_stride, residual_stride)
     normalized, mean, rstd = normalize_rows(total, mask, columns, eps, CENTRED)
     scaled = normalized * load_row_vector(weight, column, columns, 1)
     scaled += load_row_vector(norm_bias, column, columns, 0)
@@ -96,7 +96,7 @@ def _norm_backward_kernel(
     for start in range(0, PARTIAL, ROWS):
         row = program * PARTIAL + start + tl.arange(0, ROWS)
         mask = (row < rows)[:, None] & (column < columns)[None, :]
-        total = _load_sum(x, residual, bias, row, column, mask, columns, x_stride, residual_stride)
+        total = load_sum(x, residual, bias, row, column, mask, columns, x_stride, residual_stride)
         if CENTRED:
             total -= tl.load(mean + row, row < rows, 0)[:, None]
         row_rstd = tl.load(rstd + row, row < rows, 0)

@@ -86,7 +86,7 @@ inline void check_cu_seqlens(const Tensor& cu, int64_t total_tokens, const char*
                              const char* name) {
   check_cpu(cu, op, name);
   check(cu.dim() == 1 && cu.size(0) >= 1, op, name, " must be (batch + 1,), got ", shape_of(cu));
-  check(cu.scalar_type() == ScalarType::Int, op, name, " must be int32");
+  check_dtype(cu, ScalarType::Int, op, name);
   check(cu.is_contiguous(), op, name, " must be contiguous");
   const int32_t* offsets = cu.const_data_ptr<int32_t>();
   const int64_t batch = cu.size(0) - 1;

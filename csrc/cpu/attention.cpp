@@ -38,11 +38,17 @@ void run_forward(const AttentionParams& p, int64_t batch, AttentionKernel* kerne
     work += rows * keys;
   }
   const int64_t scratch = (attention_scratch_bytes(p.head_dim) + 3) / 4;
+  // Neighbouring heads of a sequence go to one thread where there is enough to share out: a head's
+  // rows are fetched while the head before it is worked on.
+  const int64_t all = static_cast<int64_t>(items.size()) * p.heads;
+  const int64_t heads = std::clamp<int64_t>(all / (16 * torch::stable::get_num_threads()), 1, 4);
+  const int64_t groups = (p.heads + heads - 1) / heads;
   const auto run = [&](int64_t task) {
-    kernel(p, items[static_cast<size_t>(task / p.heads)].task, task % p.heads,
-           thread_scratch(scratch));
+    const int64_t first = task % groups * heads;
+    for (int64_t head = first; head < std::min(p.heads, first + heads); ++head)
+      kernel(p, items[static_cast<size_t>(task / groups)].task, head, thread_scratch(scratch));
   };
-  const int64_t tasks = static_cast<int64_t>(items.size()) * p.heads;
+  const int64_t tasks = static_cast<int64_t>(items.size()) * groups;
   if (work * p.heads * p.head_dim <= kSerialAttentionWork) {
     for (int64_t task = 0; task < tasks; ++task) run(task);
     return;
@@ -74,22 +80,21 @@ std::tuple<Tensor, Tensor> forward(AttentionParams& p, ScalarType dtype, int64_t
   return {out, logsumexp};
 }
 
-std::tuple<Tensor, Tensor> varlen_attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                                            const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-                                            double softmax_scale,
-                                            const std::optional<Tensor>& alibi_slopes,
-                                            const std::optional<Tensor>& relative_bias, bool causal,
-                                            const std::vector<int64_t>& window_size, double softcap,
-                                            const std::optional<std::vector<double>>& clip,
-                                            double dropout_p, int64_t dropout_seed) {
+std::tuple<Tensor, Tensor> varlen_attention(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
+    const std::optional<Tensor>& cu_seqlens_k, std::optional<double> softmax_scale,
+    const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& relative_bias,
+    bool causal, int64_t window_left, int64_t window_right, double softcap,
+    const std::optional<std::vector<double>>& clip, double dropout_p, int64_t dropout_seed,
+    const std::optional<Tensor>&) {
   const char* op = "varlen_attention";
   AttentionKernel* kernel = kernel_of(q.scalar_type(), op, "q");
   AttentionParams p{};
   set_attention_inputs(p, q, k, v, cu_seqlens_q, cu_seqlens_k, op);
   const int64_t batch = cu_seqlens_q.size(0) - 1;
   set_attention_options(p,
-                        {softmax_scale, alibi_slopes, relative_bias, causal, window_size, softcap,
-                         clip, dropout_p, dropout_seed},
+                        {softmax_scale, alibi_slopes, relative_bias, causal, window_left,
+                         window_right, softcap, clip, dropout_p, dropout_seed},
                         batch, op);
   auto result = forward(p, q.scalar_type(), batch, kernel);
   varlen_attention_variant.record();
@@ -98,18 +103,18 @@ std::tuple<Tensor, Tensor> varlen_attention(const Tensor& q, const Tensor& k, co
 
 std::tuple<Tensor, Tensor> varlen_attention_qkvpacked(
     const Tensor& qkv, const std::optional<Tensor>& bias, const Tensor& cu_seqlens,
-    double softmax_scale, const std::optional<Tensor>& alibi_slopes,
-    const std::optional<Tensor>& relative_bias, bool causal,
-    const std::vector<int64_t>& window_size, double softcap,
-    const std::optional<std::vector<double>>& clip, double dropout_p, int64_t dropout_seed) {
+    std::optional<double> softmax_scale, const std::optional<Tensor>& alibi_slopes,
+    const std::optional<Tensor>& relative_bias, bool causal, int64_t window_left,
+    int64_t window_right, double softcap, const std::optional<std::vector<double>>& clip,
+    double dropout_p, int64_t dropout_seed, const std::optional<Tensor>&) {
   const char* op = "varlen_attention_qkvpacked";
   AttentionKernel* kernel = kernel_of(qkv.scalar_type(), op, "qkv");
   AttentionParams p{};
   set_packed_attention_inputs(p, qkv, bias, cu_seqlens, op);
   const int64_t batch = cu_seqlens.size(0) - 1;
   set_attention_options(p,
-                        {softmax_scale, alibi_slopes, relative_bias, causal, window_size, softcap,
-                         clip, dropout_p, dropout_seed},
+                        {softmax_scale, alibi_slopes, relative_bias, causal, window_left,
+                         window_right, softcap, clip, dropout_p, dropout_seed},
                         batch, op);
   auto result = forward(p, qkv.scalar_type(), batch, kernel);
   qkvpacked_variant.record();

@@ -99,11 +99,4 @@ TAUT_DECLARE_KERNEL(attention_backward_f32, AttentionBackwardKernel)
 TAUT_DECLARE_KERNEL(attention_backward_bf16, AttentionBackwardKernel)
 TAUT_DECLARE_KERNEL(attention_backward_f16, AttentionBackwardKernel)
 
-// out[c] = sum over rows of x[row * stride + c], for c in [begin, end); summed in fp32.
-using ColumnSums = void(const void* x, int64_t rows, int64_t stride, int64_t begin, int64_t end,
-                        void* out);
-TAUT_DECLARE_KERNEL(attention_column_sums_f32, ColumnSums)
-TAUT_DECLARE_KERNEL(attention_column_sums_bf16, ColumnSums)
-TAUT_DECLARE_KERNEL(attention_column_sums_f16, ColumnSums)
-
 }  // namespace taut

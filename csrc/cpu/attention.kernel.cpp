@@ -221,13 +221,10 @@ class Forward {
       sum[v] = Vec::load(sum_ + row + v * Vec::kWidth) * change;
     }
     const int64_t steps = round_up(keys, Path::kKeyStep);
-    for (int64_t key = keys; key < steps; ++key)
-      for (int v = 0; v < kVecs; ++v)
-        Vec::set(kHidden).store(scores_ + key * kLanes + v * Vec::kWidth);
     if (Path::kPairs && !p_.clip && !p_.dropout) {
-      exponentials<kVecs, Path::kPairs>(steps, scale, maximum, sum);
+      exponentials<kVecs, Path::kPairs>(keys, steps, scale, maximum, sum);
     } else {
-      exponentials<kVecs, false>(steps, scale, maximum, sum);
+      exponentials<kVecs, false>(keys, steps, scale, maximum, sum);
       if (final_sums) clip_probabilities<kVecs>(row, steps);
       if (p_.dropout)
         apply_dropout(p_, head_, token_q_ + task_.first_row + row, block_ + begin, block_ + end,
@@ -251,20 +248,26 @@ class Forward {
     for (int v = 0; v < kVecs; ++v) maximum[v] = max(maximum[v], largest[v] * scale);
   }
 
-  // scores -> 2^(scale * score - maximum), in place or, with kToPairs, as bf16 pairs of keys.
+  // scores -> 2^(scale * score - maximum), in place or, with kToPairs, as bf16 pairs of keys; zeros
+  // for the keys [keys, steps), which only fill the last step.
   template <int kVecs, bool kToPairs>
-  void exponentials(int64_t keys, Vec scale, const Vec (&maximum)[kVecs], Vec (&sum)[kVecs]) {
+  void exponentials(int64_t keys, int64_t steps, Vec scale, const Vec (&maximum)[kVecs],
+                    Vec (&sum)[kVecs]) {
     const auto at = [&](int64_t key, int v) {
       const float* score = scores_ + key * kLanes + v * Vec::kWidth;
       return exp2(fma(Vec::load(score), scale, Vec::zero() - maximum[v]));
     };
     if constexpr (kToPairs) {
-      for (int64_t key = 0; key < keys; key += 2)
-        for (int v = 0; v < kVecs; ++v) {
-          const Vec low = at(key, v), high = at(key + 1, v);
-          sum[v] = sum[v] + (low + high);
-          Path::pair(low, high).store(probabilities_ + key / 2 * kLanes + v * Vec::kWidth);
-        }
+      const auto add_pair = [&](int64_t key, int v, Vec low, Vec high) {
+        sum[v] = sum[v] + (low + high);
+        Path::pair(low, high).store(probabilities_ + key / 2 * kLanes + v * Vec::kWidth);
+      };
+      int64_t key = 0;
+      for (; key + 2 <= keys; key += 2)
+        for (int v = 0; v < kVecs; ++v) add_pair(key, v, at(key, v), at(key + 1, v));
+      for (; key < steps; key += 2)
+        for (int v = 0; v < kVecs; ++v)
+          add_pair(key, v, key < keys ? at(key, v) : Vec::zero(), Vec::zero());
     } else {
       for (int64_t key = 0; key < keys; ++key)
         for (int v = 0; v < kVecs; ++v) {
@@ -272,6 +275,8 @@ class Forward {
           sum[v] = sum[v] + e;
           e.store(scores_ + key * kLanes + v * Vec::kWidth);
         }
+      for (int64_t key = keys; key < steps; ++key)
+        for (int v = 0; v < kVecs; ++v) Vec::zero().store(scores_ + key * kLanes + v * Vec::kWidth);
     }
   }
 
@@ -320,7 +325,7 @@ class Forward {
           square[i] = Vec::load(block + (c + i) * kLanes + lane) * factor;
         transpose(square);
         for (int i = 0; i < rows; ++i)
-          store_part(square[i], out + (lane + i) * out_stride + c, vector_part(p_.head_dim - c));
+          store(square[i], out + (lane + i) * out_stride + c, vector_part(p_.head_dim - c));
       }
     }
   }

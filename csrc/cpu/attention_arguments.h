@@ -13,12 +13,19 @@ namespace taut {
 // Multiply-adds below which waking other threads costs more than it saves.
 constexpr int64_t kSerialAttentionWork = 1 << 19;
 
+// A contiguous fp32 tensor; its shape is for the caller to check first.
+inline void check_contiguous_float(const Tensor& t, const char* op, const char* name) {
+  check_cpu(t, op, name);
+  check_dtype(t, ScalarType::Float, op, name);
+  check(t.is_contiguous(), op, name, " must be contiguous");
+}
+
 struct AttentionOptions {
-  double softmax_scale;
+  std::optional<double> softmax_scale;
   const std::optional<Tensor>& alibi_slopes;
   const std::optional<Tensor>& relative_bias;
   bool causal;
-  const std::vector<int64_t>& window_size;
+  int64_t window_left, window_right;
   double softcap;
   const std::optional<std::vector<double>>& clip;
   double dropout_p;
@@ -27,38 +34,37 @@ struct AttentionOptions {
 
 inline void set_attention_options(AttentionParams& p, const AttentionOptions& o, int64_t batch,
                                   const char* op) {
-  check(o.softmax_scale > 0 && std::isfinite(o.softmax_scale), op,
-        "softmax_scale must be positive, got ", o.softmax_scale);
+  const double scale =
+      o.softmax_scale ? *o.softmax_scale : 1 / std::sqrt(static_cast<double>(p.head_dim));
+  check(scale > 0 && std::isfinite(scale), op, "softmax_scale must be positive, got ", scale);
   check(o.softcap >= 0 && std::isfinite(o.softcap), op, "softcap must be at least 0, got ",
         o.softcap);
-  p.softmax_scale = static_cast<float>(o.softmax_scale);
+  p.softmax_scale = static_cast<float>(scale);
   p.softcap = static_cast<float>(o.softcap);
   if (o.alibi_slopes) {
     const Tensor& slopes = *o.alibi_slopes;
     const bool per_sequence = slopes.dim() == 2;
-    check_cpu(slopes, op, "alibi_slopes");
-    check(slopes.scalar_type() == ScalarType::Float && slopes.is_contiguous() &&
-              (per_sequence ? slopes.size(0) == batch && slopes.size(1) == p.heads
-                            : slopes.dim() == 1 && slopes.size(0) == p.heads),
-          op, "alibi_slopes must be contiguous float32 of shape (", p.heads, ",) or (", batch, ", ",
-          p.heads, "), got ", shape_of(slopes));
+    check(per_sequence ? slopes.size(0) == batch && slopes.size(1) == p.heads
+                       : slopes.dim() == 1 && slopes.size(0) == p.heads,
+          op, "alibi_slopes must be (", p.heads, ",) or (", batch, ", ", p.heads, "), got ",
+          shape_of(slopes));
+    check_contiguous_float(slopes, op, "alibi_slopes");
     p.alibi_slopes = slopes.const_data_ptr<float>();
     p.slopes_stride = per_sequence ? p.heads : 0;
   }
   if (o.relative_bias) {
     const Tensor& bias = *o.relative_bias;
-    check_cpu(bias, op, "relative_bias");
-    check(bias.scalar_type() == ScalarType::Float && bias.is_contiguous() && bias.dim() == 2 &&
-              bias.size(0) == p.heads && bias.size(1) % 2 == 1,
-          op, "relative_bias must be contiguous float32 of shape (", p.heads, ", 2R + 1), got ",
-          shape_of(bias));
+    check(bias.dim() == 2 && bias.size(0) == p.heads && bias.size(1) % 2 == 1, op,
+          "relative_bias must be (", p.heads, ", 2R + 1), got ", shape_of(bias));
+    check_contiguous_float(bias, op, "relative_bias");
     p.relative_bias = bias.const_data_ptr<float>();
     p.relative_limit = bias.size(1) / 2;
   }
-  check(o.window_size.size() == 2 && o.window_size[0] >= -1 && o.window_size[1] >= -1, op,
-        "window_size must be (left, right), each at least -1");
+  check(o.window_left >= -1 && o.window_right >= -1, op,
+        "window_size must be (left, right), each at least -1, got (", o.window_left, ", ",
+        o.window_right, ")");
   constexpr int64_t kUnlimited = int64_t{1} << 40;
-  const int64_t left = o.window_size[0], right = o.causal ? 0 : o.window_size[1];
+  const int64_t left = o.window_left, right = o.causal ? 0 : o.window_right;
   p.window_left = left < 0 ? kUnlimited : std::min(left, kUnlimited);
   p.window_right = right < 0 ? kUnlimited : std::min(right, kUnlimited);
   p.by_distance = p.alibi_slopes || p.relative_bias || left >= 0 || right >= 0;
@@ -89,7 +95,7 @@ inline AttentionInput attention_input(const Tensor& t, int64_t head_dim, ScalarT
   check_cpu(t, op, name);
   check(t.dim() == 3 && t.size(2) == head_dim, op, name, " must be (tokens, heads, ", head_dim,
         "), got ", shape_of(t));
-  check(t.scalar_type() == dtype, op, name, " must have the dtype of q");
+  check_dtype(t, dtype, op, name);
   check(t.stride(2) == 1 || t.numel() == 0, op, name, " must have contiguous channels");
   return {t.const_data_ptr(), nullptr, t.stride(0), t.stride(1)};
 }
@@ -97,7 +103,7 @@ inline AttentionInput attention_input(const Tensor& t, int64_t head_dim, ScalarT
 // Checks q, k, v and fills in what describes them.
 inline void set_attention_inputs(AttentionParams& p, const Tensor& q, const Tensor& k,
                                  const Tensor& v, const Tensor& cu_seqlens_q,
-                                 const Tensor& cu_seqlens_k, const char* op) {
+                                 const std::optional<Tensor>& cu_seqlens_k, const char* op) {
   check(q.dim() == 3, op, "q must be (total_q, heads, head_dim), got ", shape_of(q));
   p.total_q = q.size(0);
   p.heads = q.size(1);
@@ -112,11 +118,17 @@ inline void set_attention_inputs(AttentionParams& p, const Tensor& q, const Tens
   check(p.heads_kv > 0 && p.heads % p.heads_kv == 0, op,
         "k must have a number of heads that divides those of q, ", p.heads, ", got ", p.heads_kv);
   check_cu_seqlens(cu_seqlens_q, p.total_q, op, "cu_seqlens_q");
-  check_cu_seqlens(cu_seqlens_k, k.size(0), op, "cu_seqlens_k");
-  check(cu_seqlens_q.size(0) == cu_seqlens_k.size(0), op, "cu_seqlens_k must be ",
-        shape_of(cu_seqlens_q), " like cu_seqlens_q, got ", shape_of(cu_seqlens_k));
-  p.cu_seqlens_q = cu_seqlens_q.const_data_ptr<int32_t>();
-  p.cu_seqlens_k = cu_seqlens_k.const_data_ptr<int32_t>();
+  p.cu_seqlens_q = p.cu_seqlens_k = cu_seqlens_q.const_data_ptr<int32_t>();
+  if (!cu_seqlens_k) {
+    const int32_t last = p.cu_seqlens_q[cu_seqlens_q.size(0) - 1];
+    check(last <= k.size(0), op, "cu_seqlens_k must end within total_tokens = ", k.size(0),
+          ", got ", last);
+    return;
+  }
+  check_cu_seqlens(*cu_seqlens_k, k.size(0), op, "cu_seqlens_k");
+  check(cu_seqlens_q.size(0) == cu_seqlens_k->size(0), op, "cu_seqlens_k must be ",
+        shape_of(cu_seqlens_q), " like cu_seqlens_q, got ", shape_of(*cu_seqlens_k));
+  p.cu_seqlens_k = cu_seqlens_k->const_data_ptr<int32_t>();
 }
 
 inline void set_packed_attention_inputs(AttentionParams& p, const Tensor& qkv,
@@ -134,10 +146,10 @@ inline void set_packed_attention_inputs(AttentionParams& p, const Tensor& qkv,
   if (bias) {
     check_cpu(*bias, op, "bias");
     check(bias->dim() == 3 && bias->size(0) == 3 && bias->size(1) == p.heads &&
-              bias->size(2) == p.head_dim && bias->is_contiguous() &&
-              bias->scalar_type() == qkv.scalar_type(),
-          op, "bias must be contiguous (3, ", p.heads, ", ", p.head_dim,
-          ") of the dtype of qkv, got ", shape_of(*bias));
+              bias->size(2) == p.head_dim,
+          op, "bias must be (3, ", p.heads, ", ", p.head_dim, "), got ", shape_of(*bias));
+    check_dtype(*bias, qkv.scalar_type(), op, "bias");
+    check(bias->is_contiguous(), op, "bias must be contiguous");
     bias_data = static_cast<const char*>(bias->const_data_ptr());
   }
   check_cu_seqlens(cu_seqlens, p.total_q, op, "cu_seqlens");

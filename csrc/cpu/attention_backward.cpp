@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "cpu/attention_arguments.h"
+#include "cpu/column_sums.h"
 
 namespace taut {
 namespace {
@@ -10,16 +11,9 @@ namespace {
 VariantRecord varlen_attention_backward_variant("varlen_attention_backward");
 VariantRecord qkvpacked_backward_variant("varlen_attention_qkvpacked_backward");
 
-struct BackwardKernels {
-  AttentionBackwardKernel* gradients;
-  ColumnSums* column_sums;
-};
-BackwardKernels kernels_of(ScalarType dtype, const char* op, const char* name) {
-  return {float_kernel(dtype, op, name, TAUT_KERNEL(attention_backward_f32),
-                       TAUT_KERNEL(attention_backward_bf16), TAUT_KERNEL(attention_backward_f16)),
-          float_kernel(dtype, op, name, TAUT_KERNEL(attention_column_sums_f32),
-                       TAUT_KERNEL(attention_column_sums_bf16),
-                       TAUT_KERNEL(attention_column_sums_f16))};
+AttentionBackwardKernel* kernel_of(ScalarType dtype, const char* op, const char* name) {
+  return float_kernel(dtype, op, name, TAUT_KERNEL(attention_backward_f32),
+                      TAUT_KERNEL(attention_backward_bf16), TAUT_KERNEL(attention_backward_f16));
 }
 
 void set_saved(AttentionBackwardParams& p, const Tensor& grad_out, const Tensor& out,
@@ -34,11 +28,9 @@ void set_saved(AttentionBackwardParams& p, const Tensor& grad_out, const Tensor&
         shape_of(grad_out));
   check(shape_matches(out), op, "out must be (", f.total_q, ", ", f.heads, ", ", f.head_dim,
         "), got ", shape_of(out));
-  check_cpu(logsumexp, op, "logsumexp");
-  check(logsumexp.dim() == 2 && logsumexp.size(0) == f.heads && logsumexp.size(1) == f.total_q &&
-            logsumexp.scalar_type() == ScalarType::Float && logsumexp.is_contiguous(),
-        op, "logsumexp must be contiguous float32 (", f.heads, ", ", f.total_q, "), got ",
-        shape_of(logsumexp));
+  check(logsumexp.dim() == 2 && logsumexp.size(0) == f.heads && logsumexp.size(1) == f.total_q, op,
+        "logsumexp must be (", f.heads, ", ", f.total_q, "), got ", shape_of(logsumexp));
+  check_contiguous_float(logsumexp, op, "logsumexp");
   p.logsumexp = logsumexp.const_data_ptr<float>();
 }
 
@@ -136,21 +128,21 @@ AttentionGradient gradient(Tensor& t) { return {t.mutable_data_ptr(), t.stride(0
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
     const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
-    const Tensor& logsumexp, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-    double softmax_scale, const std::optional<Tensor>& alibi_slopes,
-    const std::optional<Tensor>& relative_bias, bool causal,
-    const std::vector<int64_t>& window_size, double softcap,
-    const std::optional<std::vector<double>>& clip, double dropout_p, int64_t dropout_seed) {
+    const Tensor& logsumexp, const Tensor& cu_seqlens_q, const std::optional<Tensor>& cu_seqlens_k,
+    std::optional<double> softmax_scale, const std::optional<Tensor>& alibi_slopes,
+    const std::optional<Tensor>& relative_bias, bool causal, int64_t window_left,
+    int64_t window_right, double softcap, const std::optional<std::vector<double>>& clip,
+    double dropout_p, int64_t dropout_seed, const std::optional<Tensor>&) {
   const char* op = "varlen_attention_backward";
   const ScalarType dtype = q.scalar_type();
-  const BackwardKernels kernels = kernels_of(dtype, op, "q");
+  AttentionBackwardKernel* kernel = kernel_of(dtype, op, "q");
   AttentionBackwardParams p{};
   AttentionParams& f = p.forward;
   set_attention_inputs(f, q, k, v, cu_seqlens_q, cu_seqlens_k, op);
   const int64_t batch = cu_seqlens_q.size(0) - 1;
   set_attention_options(f,
-                        {softmax_scale, alibi_slopes, relative_bias, causal, window_size, softcap,
-                         clip, dropout_p, dropout_seed},
+                        {softmax_scale, alibi_slopes, relative_bias, causal, window_left,
+                         window_right, softcap, clip, dropout_p, dropout_seed},
                         batch, op);
   set_saved(p, grad_out, out, logsumexp, dtype, op);
 
@@ -161,7 +153,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
   p.dk = gradient(dk);
   p.dv = gradient(dv);
   auto [dslopes, drelative_bias] =
-      run_backward(p, batch, k.size(0), alibi_slopes, relative_bias, kernels.gradients);
+      run_backward(p, batch, k.size(0), alibi_slopes, relative_bias, kernel);
   clear_tokens(dq, f.cu_seqlens_q[batch]);
   clear_tokens(dk, f.cu_seqlens_k[batch]);
   clear_tokens(dv, f.cu_seqlens_k[batch]);
@@ -171,20 +163,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> varlen_attention_qkvpacked_backward(
     const Tensor& grad_out, const Tensor& qkv, const std::optional<Tensor>& bias, const Tensor& out,
-    const Tensor& logsumexp, const Tensor& cu_seqlens, double softmax_scale,
+    const Tensor& logsumexp, const Tensor& cu_seqlens, std::optional<double> softmax_scale,
     const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& relative_bias,
-    bool causal, const std::vector<int64_t>& window_size, double softcap,
-    const std::optional<std::vector<double>>& clip, double dropout_p, int64_t dropout_seed) {
+    bool causal, int64_t window_left, int64_t window_right, double softcap,
+    const std::optional<std::vector<double>>& clip, double dropout_p, int64_t dropout_seed,
+    const std::optional<Tensor>&) {
   const char* op = "varlen_attention_qkvpacked_backward";
   const ScalarType dtype = qkv.scalar_type();
-  const BackwardKernels kernels = kernels_of(dtype, op, "qkv");
+  AttentionBackwardKernel* kernel = kernel_of(dtype, op, "qkv");
   AttentionBackwardParams p{};
   AttentionParams& f = p.forward;
   set_packed_attention_inputs(f, qkv, bias, cu_seqlens, op);
   const int64_t batch = cu_seqlens.size(0) - 1;
   set_attention_options(f,
-                        {softmax_scale, alibi_slopes, relative_bias, causal, window_size, softcap,
-                         clip, dropout_p, dropout_seed},
+                        {softmax_scale, alibi_slopes, relative_bias, causal, window_left,
+                         window_right, softcap, clip, dropout_p, dropout_seed},
                         batch, op);
   set_saved(p, grad_out, out, logsumexp, dtype, op);
 
@@ -195,15 +188,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> varlen_attention_qkvpacked_backward(
     *gradients[i] = {static_cast<char*>(dqkv.mutable_data_ptr()) + i * columns * bytes, 3 * columns,
                      f.head_dim};
   auto [dslopes, drelative_bias] =
-      run_backward(p, batch, f.total_q, alibi_slopes, relative_bias, kernels.gradients);
+      run_backward(p, batch, f.total_q, alibi_slopes, relative_bias, kernel);
   clear_tokens(dqkv, f.cu_seqlens_q[batch]);
 
   Tensor dbias = bias ? empty_cpu({3, f.heads, f.head_dim}, dtype) : empty_cpu({0}, dtype);
-  if (bias)
-    torch::stable::parallel_for(0, 3 * f.heads, 1, [&](int64_t begin, int64_t end) {
-      kernels.column_sums(dqkv.const_data_ptr(), f.cu_seqlens_q[batch], 3 * columns,
-                          begin * f.head_dim, end * f.head_dim, dbias.mutable_data_ptr());
-    });
+  if (bias) {
+    ColumnSum* column_sum =
+        float_kernel(dtype, op, "qkv", TAUT_KERNEL(column_sum_f32), TAUT_KERNEL(column_sum_of_bf16),
+                     TAUT_KERNEL(column_sum_of_f16));
+    const ColumnSumParams sum{dqkv.const_data_ptr(), f.cu_seqlens_q[batch], 3 * columns,
+                              dbias.mutable_data_ptr()};
+    parallel_rows(3 * columns, f.total_q,
+                  [&](int64_t begin, int64_t end) { column_sum(sum, begin, end); });
+  }
   qkvpacked_backward_variant.record();
   return {dqkv, dbias, dslopes, drelative_bias};
 }

@@ -121,8 +121,8 @@ class Backward {
     T* dst = static_cast<T*>(to.data) + token * to.token_stride + head * to.head_stride;
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = 0; c < f_.head_dim; c += Vec::kWidth)
-        store_part(Vec::load(src + r * columns_ + c), dst + r * to.token_stride + c,
-                   vector_part(f_.head_dim - c));
+        store(Vec::load(src + r * columns_ + c), dst + r * to.token_stride + c,
+              vector_part(f_.head_dim - c));
   }
 
   void fill_delta(int64_t g) {
@@ -132,7 +132,7 @@ class Backward {
       Vec sum = Vec::zero();
       for (int64_t c = 0; c < f_.head_dim; c += Vec::kWidth) {
         const int n = vector_part(f_.head_dim - c);
-        sum = fma(out.load(r, c, n), grad.load(r, c, n), sum);
+        sum = fma(out.at(r, c, n), grad.at(r, c, n), sum);
       }
       delta_[g * rows_ + r] = reduce_add(sum);
     }
@@ -243,7 +243,7 @@ class Backward {
         const int n = vector_part(rows_at(row) - lane);
         float* sum = diagonals + lane - key;
         const float* at = d_t_ + (key - keys.begin) * kLanes + lane;
-        store_part(load_part(sum, n) + load_part(at, n), sum, n);
+        store(load(sum, n) + load(at, n), sum, n);
       }
   }
 
@@ -263,18 +263,6 @@ class Backward {
   float* delta_;                // [head of the group][query]
 };
 
-template <class T>
-void column_sums(const void* x, int64_t rows, int64_t stride, int64_t begin, int64_t end,
-                 void* out) {
-  for (int64_t c = begin; c < end; c += Vec::kWidth) {
-    const int n = vector_part(end - c);
-    Vec sum = Vec::zero();
-    for (int64_t r = 0; r < rows; ++r)
-      sum = sum + load_part(static_cast<const T*>(x) + r * stride + c, n);
-    store_part(sum, static_cast<T*>(out) + c, n);
-  }
-}
-
 }  // namespace
 
 void attention_backward_f32(const AttentionBackwardParams& p, int64_t sequence, int64_t head_kv,
@@ -288,19 +276,6 @@ void attention_backward_bf16(const AttentionBackwardParams& p, int64_t sequence,
 void attention_backward_f16(const AttentionBackwardParams& p, int64_t sequence, int64_t head_kv,
                             void* scratch) {
   Backward<f16>(p, sequence, head_kv, scratch).run();
-}
-
-void attention_column_sums_f32(const void* x, int64_t rows, int64_t stride, int64_t begin,
-                               int64_t end, void* out) {
-  column_sums<float>(x, rows, stride, begin, end, out);
-}
-void attention_column_sums_bf16(const void* x, int64_t rows, int64_t stride, int64_t begin,
-                                int64_t end, void* out) {
-  column_sums<bf16>(x, rows, stride, begin, end, out);
-}
-void attention_column_sums_f16(const void* x, int64_t rows, int64_t stride, int64_t begin,
-                               int64_t end, void* out) {
-  column_sums<f16>(x, rows, stride, begin, end, out);
 }
 
 }  // namespace TAUT_ISA

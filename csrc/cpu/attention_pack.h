@@ -2,6 +2,7 @@
 #pragma once
 #include "cpu/attention.h"
 #include "cpu/attention_products.h"
+#include "cpu/isa/columns.h"
 
 namespace taut {
 namespace TAUT_ISA {
@@ -9,14 +10,6 @@ namespace {
 
 inline int vector_part(int64_t left) {
   return left < Vec::kWidth ? static_cast<int>(left) : Vec::kWidth;
-}
-template <class T>
-inline Vec load_part(const T* p, int n) {
-  return n == Vec::kWidth ? Vec::load(p) : Vec::load(p, n);
-}
-template <class T>
-inline void store_part(Vec x, T* p, int n) {
-  n == Vec::kWidth ? x.store(p) : x.store(p, n);
 }
 
 // One head of an AttentionInput from one token on.
@@ -31,9 +24,16 @@ struct Head {
         bias(in.bias ? static_cast<const T*>(in.bias) + head * head_dim : nullptr),
         stride(in.token_stride) {}
 
-  Vec load(int64_t row, int64_t column, int n) const {
-    const Vec x = load_part(data + row * stride + column, n);
-    return bias ? x + load_part(bias + column, n) : x;
+  Vec at(int64_t row, int64_t column, int n) const {
+    const Vec x = load(data + row * stride + column, n);
+    return bias ? x + load(bias + column, n) : x;
+  }
+  // Into L2, the same row of the next head: it lies behind this one, too far from the next row for
+  // the processor to guess.
+  void prefetch_next(int64_t row, int64_t head_dim) const {
+    const char* next = reinterpret_cast<const char*>(data + row * stride + head_dim);
+    for (int64_t at = 0; at < head_dim * static_cast<int64_t>(sizeof(T)); at += 64)
+      __builtin_prefetch(next + at, 0, 2);
   }
 };
 
@@ -45,15 +45,16 @@ inline void pack_rows(Head<T> head, int64_t first, int64_t rows, int64_t padded_
   const int64_t units = head_dim * static_cast<int64_t>(sizeof(Element)) / 4;
   for (int64_t r = 0; r < rows; ++r) {
     Element* row = dst + r * columns;
+    head.prefetch_next(first + r, head_dim);
     if (copy) {  // as 32-bit units, whatever they hold
       const float* from = reinterpret_cast<const float*>(head.data + (first + r) * head.stride);
       float* to = reinterpret_cast<float*>(row);
       for (int64_t c = 0; c < units; c += Vec::kWidth)
-        store_part(load_part(from + c, vector_part(units - c)), to + c, vector_part(units - c));
+        store(load(from + c, vector_part(units - c)), to + c, vector_part(units - c));
     } else {
       for (int64_t c = 0; c < head_dim; c += Vec::kWidth) {
         const int n = vector_part(head_dim - c);
-        store_part(head.load(first + r, c, n), row + c, n);
+        store(head.at(first + r, c, n), row + c, n);
       }
     }
     if (columns > head_dim)
@@ -68,11 +69,12 @@ inline void pack_rows(Head<T> head, int64_t first, int64_t rows, int64_t padded_
 template <class T>
 inline void pack_row_pairs(Head<T> head, int64_t first, int64_t rows, int64_t padded_rows,
                            int64_t head_dim, int64_t columns, float* dst) {
+  for (int64_t r = 0; r < rows; ++r) head.prefetch_next(first + r, head_dim);
   for (int64_t r = 0; r < padded_rows; r += 2)
     for (int64_t c = 0; c < columns; c += Vec::kWidth) {
       const int n = c < head_dim ? vector_part(head_dim - c) : 0;
-      const Vec low = r < rows && n > 0 ? head.load(first + r, c, n) : Vec::zero();
-      const Vec high = r + 1 < rows && n > 0 ? head.load(first + r + 1, c, n) : Vec::zero();
+      const Vec low = r < rows && n > 0 ? head.at(first + r, c, n) : Vec::zero();
+      const Vec high = r + 1 < rows && n > 0 ? head.at(first + r + 1, c, n) : Vec::zero();
       to_pairs(low, high).store(dst + r / 2 * columns + c);
     }
 }

@@ -8,7 +8,7 @@
 // shuffles, a table of 16 entries says for 4 bits of a row what each value of 4 bits of a column
 // counts: columns are then planes of 4 bits, a byte for each of the 64 columns.
 #pragma once
-#include "cpu/isa/bytes.h"
+#include "cpu/isa/bytes64.h"
 
 namespace taut {
 namespace TAUT_ISA {

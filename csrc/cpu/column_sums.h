@@ -9,16 +9,20 @@ namespace taut {
 
 constexpr int64_t kSumRows = 64;
 
-// out[c] = sum over blocks of partials[block * stride + c] for begin <= c < end; 0 without blocks.
+// out[c] = sum over rows of x[row * stride + c] for begin <= c < end, in fp32; 0 without rows.
 struct ColumnSumParams {
-  const float* partials;
-  int64_t blocks, stride;
+  const void* x;
+  int64_t rows, stride;
   void* out;
 };
 
 using ColumnSum = void(const ColumnSumParams&, int64_t begin, int64_t end);
+// From fp32 to the named type.
 TAUT_DECLARE_KERNEL(column_sum_f32, ColumnSum)
 TAUT_DECLARE_KERNEL(column_sum_bf16, ColumnSum)
 TAUT_DECLARE_KERNEL(column_sum_f16, ColumnSum)
+// From the named type to the same.
+TAUT_DECLARE_KERNEL(column_sum_of_bf16, ColumnSum)
+TAUT_DECLARE_KERNEL(column_sum_of_f16, ColumnSum)
 
 }  // namespace taut

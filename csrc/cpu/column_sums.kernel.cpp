@@ -1,4 +1,4 @@
-// The second step of sums over rows: adding up the blocks.
+// Sums over rows, one thread per run of columns.
 #include "cpu/column_sums.h"
 
 #include "cpu/isa/columns.h"
@@ -7,13 +7,13 @@ namespace taut {
 namespace TAUT_ISA {
 namespace {
 
-template <class T>
+template <class In, class Out>
 void column_sum(const ColumnSumParams& p, int64_t begin, int64_t end) {
-  T* out = static_cast<T*>(p.out) + begin;
+  Out* out = static_cast<Out*>(p.out) + begin;
   for_columns(end - begin, [&](int64_t c, int n) {
     Vec sum = Vec::zero();
-    const float* partial = p.partials + begin + c;
-    for (int64_t b = 0; b < p.blocks; ++b, partial += p.stride) sum = sum + load(partial, n);
+    const In* x = static_cast<const In*>(p.x) + begin + c;
+    for (int64_t row = 0; row < p.rows; ++row, x += p.stride) sum = sum + load(x, n);
     store(sum, out + c, n);
   });
 }
@@ -21,13 +21,19 @@ void column_sum(const ColumnSumParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void column_sum_f32(const ColumnSumParams& p, int64_t begin, int64_t end) {
-  column_sum<float>(p, begin, end);
+  column_sum<float, float>(p, begin, end);
 }
 void column_sum_bf16(const ColumnSumParams& p, int64_t begin, int64_t end) {
-  column_sum<bf16>(p, begin, end);
+  column_sum<float, bf16>(p, begin, end);
 }
 void column_sum_f16(const ColumnSumParams& p, int64_t begin, int64_t end) {
-  column_sum<f16>(p, begin, end);
+  column_sum<float, f16>(p, begin, end);
+}
+void column_sum_of_bf16(const ColumnSumParams& p, int64_t begin, int64_t end) {
+  column_sum<bf16, bf16>(p, begin, end);
+}
+void column_sum_of_f16(const ColumnSumParams& p, int64_t begin, int64_t end) {
+  column_sum<f16, f16>(p, begin, end);
 }
 
 }  // namespace TAUT_ISA

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string>
 
+#include "cpu/gemm_tasks.h"
 #include "cpu/tensor.h"
 
 namespace taut {
@@ -11,8 +12,6 @@ namespace {
 
 VariantRecord linear_variant("packed_linear");
 VariantRecord linear_layer_norm_variant("packed_linear_layer_norm");
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- packing: a permutation of elements, the same for every instruction set
 
@@ -102,15 +101,6 @@ Tensor unpack_weight(const Tensor& packed, int64_t channels, int64_t depth) {
 
 // ---- the product
 
-// How the rows of x are cut: into blocks of whole units, as equal as they come. A unit is the rows
-// of a tile, so that only the last one is narrower. Nothing of this touches a result.
-struct RowSplit {
-  int64_t rows, unit, blocks;
-  int64_t begin(int64_t block) const {
-    return std::min(rows, divide_up(rows, unit) * block / blocks * unit);
-  }
-};
-
 struct Launch {
   GemmParams params{};
   int64_t rows;
@@ -119,10 +109,7 @@ struct Launch {
   int64_t threads;  // 1 where the work is not worth waking others
 
   RowSplit split(int64_t most_rows, int64_t multiple) const {
-    const int64_t unit = tiles ? 32 : 6;
-    const int64_t units = divide_up(rows, unit);
-    const int64_t blocks = divide_up(units, std::max<int64_t>(1, most_rows / unit));
-    return {rows, unit, std::min(units, divide_up(blocks, multiple) * multiple)};
+    return split_rows(rows, tiles ? 32 : 6, most_rows, multiple);
   }
 };
 
@@ -157,24 +144,12 @@ Launch prepare(const Tensor& x, const Tensor& packed, const std::optional<Tensor
   return launch;
 }
 
-// Runs body(task, worker) for every task, the next free worker taking the next; worker < threads.
-template <class Body>
-void run_tasks(int64_t tasks, int64_t threads, const Body& body) {
-  std::atomic<int64_t> next{0};
-  const auto work = [&](int64_t worker) {
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
-      body(task, worker);
-  };
-  const int64_t workers = std::min(threads, tasks);
-  if (workers <= 1) return work(0);
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t worker, int64_t) { work(worker); });
-}
-
 // Runs body(block) over rows x panels, cut finely enough that threads end together.
 template <class Body>
 void run_blocks(const Launch& launch, const Body& body) {
   constexpr int64_t kTasksPerThread = 16;
   const GemmParams& p = launch.params;
+  if (launch.rows == 0) return;
   // Vectors: a panel passes over so many rows that fetching it costs nothing. Tiles are faster than
   // a shared cache: the rows, up to 1 MiB, stay in L2 while the panels pass by.
   const int64_t in_l2 = (1 << 20) / (2 * p.in_features);
@@ -201,7 +176,7 @@ Tensor packed_linear(const Tensor& x, const Tensor& packed, const std::optional<
   p.out = out.mutable_data_ptr();
   GemmLinear* kernel = launch.dtype == ScalarType::Float ? TAUT_KERNEL(gemm_linear_f32)
                                                          : TAUT_KERNEL(gemm_linear_bf16);
-  if (launch.rows) run_blocks(launch, [&](const GemmBlock& block) { kernel(p, block); });
+  run_blocks(launch, [&](const GemmBlock& block) { kernel(p, block); });
   linear_variant.record(launch.tiles ? "tiles" : nullptr);
   return out;
 }

@@ -6,7 +6,8 @@
 #include "cpu/dense_gemm.h"
 
 #include "cpu/dense_gemm_vector.h"
-#include "cpu/isa/columns.h"
+#include "cpu/gemm_epilogue.h"
+#include "cpu/norm_row.h"
 #if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
 #include "cpu/dense_gemm_tiles.h"
 #define TAUT_MULTIPLY_BF16 multiply_by_tiles
@@ -35,11 +36,6 @@ inline Vec bias_of(const GemmParams& p, int64_t channel, int n) {
                        : load(static_cast<const T*>(p.bias) + channel, n);
 }
 
-template <class T>
-struct GeluFor : Gelu {};
-template <>
-struct GeluFor<bf16> : GeluForBf16 {};
-
 template <class Function, class T>
 void linear(const GemmParams& p, const GemmBlock& block) {
   T* out = static_cast<T*>(p.out);
@@ -57,14 +53,7 @@ void linear(const GemmParams& p, const GemmBlock& block) {
 
 template <class T>
 void linear(const GemmParams& p, const GemmBlock& block) {
-  switch (p.activation) {
-    case Activation::none: return linear<Identity, T>(p, block);
-    case Activation::relu: return linear<Relu, T>(p, block);
-    case Activation::gelu: return linear<GeluFor<T>, T>(p, block);
-    case Activation::gelu_tanh: return linear<GeluTanh, T>(p, block);
-    case Activation::silu: return linear<Silu, T>(p, block);
-    case Activation::tanh: return linear<Tanh, T>(p, block);
-  }
+  with_activation<T>(p.activation, [&](auto function) { linear<decltype(function), T>(p, block); });
 }
 
 template <class T>
@@ -86,43 +75,14 @@ void sums_with_residual(const GemmParams& p, const GemmBlock& block, float* out)
            });
 }
 
-// The sum of term(c, n) over the columns of a row; four sums side by side, added in a fixed order,
-// so that an addition does not wait for the one before it.
-template <class Term>
-inline float sum_over(int64_t columns, const Term& term) {
-  Vec part[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
-  int64_t c = 0;
-  for (; c + 4 * Vec::kWidth <= columns; c += 4 * Vec::kWidth)
-    for (int i = 0; i < 4; ++i) part[i] = part[i] + term(c + i * Vec::kWidth, Vec::kWidth);
-  for_columns(columns - c, [&](int64_t rest, int n) { part[0] = part[0] + term(c + rest, n); });
-  return reduce_add((part[0] + part[1]) + (part[2] + part[3]));
-}
-
 template <class T>
 void norm(const GemmParams& p, int64_t begin, int64_t end, const float* sums) {
   const int64_t columns = p.out_features;
-  const float inverse = 1.0f / static_cast<float>(columns);
-  const T* weight = static_cast<const T*>(p.weight);
-  const T* norm_bias = static_cast<const T*>(p.norm_bias);
   for (int64_t r = begin; r < end; ++r, sums += p.sums_stride()) {
-    T* out = static_cast<T*>(p.out) + r * columns;
-    const float mean =
-        inverse * sum_over(columns, [&](int64_t c, int n) { return load(sums + c, n); });
-    float means[Vec::kWidth];
-    Vec::set(mean).store(means);
-    const float variance = inverse * sum_over(columns, [&](int64_t c, int n) {
-                             // The mean is loaded with the same mask, so that lanes past the end
-                             // stay 0.
-                             const Vec d = load(sums + c, n) - load(means, n);
-                             return d * d;
-                           });
-    const Vec rstd = Vec::set(1.0f) / sqrt(Vec::set(variance + p.eps));
-    for_columns(columns, [&](int64_t c, int n) {
-      Vec v = (load(sums + c, n) - Vec::set(mean)) * rstd;
-      if (weight) v = v * load(weight + c, n);
-      if (norm_bias) v = v + load(norm_bias + c, n);
-      store(v, out + c, n);
-    });
+    const Vec total = lane_sums(columns, [&](int64_t c, int n) { return load(sums + c, n); });
+    write_normalized(sums, columns, moments_of(sums, columns, total, false, p.eps),
+                     static_cast<const T*>(p.weight), static_cast<const T*>(p.norm_bias),
+                     static_cast<T*>(p.out) + r * columns);
   }
 }
 

@@ -5,7 +5,8 @@
 // loads for 24 multiply-adds. AVX2 and SSE2 have 16.
 #pragma once
 #include "cpu/dense_gemm.h"
-#include "cpu/isa/vec.h"
+#include "cpu/isa/columns.h"
+#include "cpu/isa/opaque.h"
 
 namespace taut {
 namespace TAUT_ISA {
@@ -25,21 +26,23 @@ struct Single {
   static Vec value(const float* p) { return Vec::set(*p); }
   static Vec add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 };
-struct EvenOfPair {
-  static Vec weight(const bf16* p) { return Pairs::load(p).even(); }
-  static Vec value(const bf16* p) { return Pairs::set(p).even(); }
-  static Vec add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
-};
-struct OddOfPair {
-  static Vec weight(const bf16* p) { return Pairs::load(p).odd(); }
-  static Vec value(const bf16* p) { return Pairs::set(p).odd(); }
-  static Vec add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
-};
 #if defined(__AVX512BF16__)
 struct WholePair {
   static Pairs weight(const bf16* p) { return Pairs::load(p); }
   static Pairs value(const bf16* p) { return Pairs::set(p); }
   static Vec add(Pairs a, Pairs b, Vec c) { return dot(a, b, c); }
+};
+#else
+// bf16 as fp32: of x, rows are widened before, once for all channels of a panel.
+struct EvenOfPair {
+  static Vec weight(const bf16* p) { return Pairs::load(p).even(); }
+  static Vec value(const float* p) { return Vec::set(*p); }
+  static Vec add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+};
+struct OddOfPair {
+  static Vec weight(const bf16* p) { return Pairs::load(p).odd(); }
+  static Vec value(const float* p) { return Vec::set(*p); }
+  static Vec add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 };
 #endif
 
@@ -47,8 +50,8 @@ struct WholePair {
 template <class T>
 constexpr int kStep = 4 / sizeof(T);
 
-template <class Operand, int Rows, class T>
-inline void multiply_add(Vec (&sums)[Rows][kTileVectors], const T* x, int64_t x_stride,
+template <class Operand, int Rows, class X, class T>
+inline void multiply_add(Vec (&sums)[Rows][kTileVectors], const X* x, int64_t x_stride,
                          const T* weights) {
   decltype(Operand::weight(weights)) weight[kTileVectors];
 #pragma GCC unroll 8
@@ -67,50 +70,84 @@ inline void k_step(Vec (&sums)[Rows][kTileVectors], const float* x, int64_t x_st
                    const float* weights) {
   multiply_add<Single>(sums, x, x_stride, weights);
 }
+#if defined(__AVX512BF16__)
 template <int Rows>
 inline void k_step(Vec (&sums)[Rows][kTileVectors], const bf16* x, int64_t x_stride,
                    const bf16* weights) {
-#if defined(__AVX512BF16__)
   multiply_add<WholePair>(sums, x, x_stride, weights);
+}
+template <class T>
+constexpr bool kWidened = false;
 #else
+template <int Rows>
+inline void k_step(Vec (&sums)[Rows][kTileVectors], const float* x, int64_t x_stride,
+                   const bf16* weights) {
   multiply_add<EvenOfPair>(sums, x, x_stride, weights);
-  multiply_add<OddOfPair>(sums, x, x_stride, weights);
+  // Both halves come from the same pairs: kept for the second half, they would take registers from
+  // the sums.
+  multiply_add<OddOfPair>(sums, x + 1, x_stride, opaque(weights));
+}
+template <class T>
+constexpr bool kWidened = sizeof(T) == 2;
 #endif
+
+// Products of fp32 are summed in runs of so many k, and the runs' sums added up: one run over
+// K = 3072 has three times the rounding error, and widened rows must stay in L1. bf16 results are
+// rounded far more coarsely than that.
+template <class T>
+constexpr int64_t kRun = sizeof(T) == 4 || kWidened<T> ? 256 : INT64_MAX;
+
+// sums over k in [0, count) of Rows rows of x times a tile's channels.
+template <int Rows, class X, class T>
+inline void multiply_run(Vec (&sums)[Rows][kTileVectors], const X* x, int64_t x_stride,
+                         const T* weights, int64_t count) {
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Vec::zero();
+  int64_t k = 0;
+  for (; k + kStep<T> <= count; k += kStep<T>, weights += kPanel * kStep<T>)
+    k_step(sums, x + k, x_stride, weights);
+  if (k < count) {  // the last k of an odd number has no partner: pair it with zero
+    X last[Rows][2] = {};
+    for (int r = 0; r < Rows; ++r) last[r][0] = x[r * x_stride + k];
+    k_step(sums, last[0], 2, weights);
+  }
 }
 
-// fp32 products are summed in runs of so many k, and the runs' sums added up: one run over K = 3072
-// has three times the rounding error. bf16 results are rounded far more coarsely than that.
-template <class T>
-constexpr int64_t kRun = sizeof(T) == 4 ? 256 : INT64_MAX;
-
-// out (Rows, kPanel) = Rows rows of x times one panel.
+// out (Rows, kPanel) = Rows rows of x times one panel; with `scale` (kPanel), which needs
+// in_features <= kRun, that is scaled and added to what is there.
 template <int Rows, class T>
-void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_features, float* out) {
+void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_features,
+                   const float* scale, float* out) {
   constexpr int64_t kTileColumns = kTileVectors * Vec::kWidth;
-  for (int64_t column = 0; column < kPanel; column += kTileColumns) {
-    const T* weights = panel + column * kStep<T>;
-    int64_t end = 0;
-    for (int64_t begin = 0; begin < in_features; begin = end) {
-      end = in_features - begin > kRun<T> ? begin + kRun<T> : in_features;
-      Vec sums[Rows][kTileVectors];
-#pragma GCC unroll 8
+  int64_t end = 0;
+  for (int64_t begin = 0; begin < in_features; begin = end) {
+    end = in_features - begin > kRun<T> ? begin + kRun<T> : in_features;
+    [[maybe_unused]] float wide[kWidened<T> ? Rows : 1][kWidened<T> ? kRun<T> : 1];
+    if constexpr (kWidened<T>)
       for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Vec::zero();
-      int64_t k = begin;
-      for (; k + kStep<T> <= end; k += kStep<T>, weights += kPanel * kStep<T>)
-        k_step(sums, x + k, x_stride, weights);
-      if (k < end) {  // the last k of an odd number has no partner: pair it with zero
-        T last[Rows][2] = {};
-        for (int r = 0; r < Rows; ++r) last[r][0] = x[r * x_stride + k];
-        k_step(sums, last[0], 2, weights);
-      }
+        for_columns(end - begin, [&](int64_t k, int n) {
+          store(load(x + r * x_stride + begin + k, n), wide[r] + k, n);
+        });
+    for (int64_t column = 0; column < kPanel; column += kTileColumns) {
+      const T* weights = panel + begin * kPanel + column * kStep<T>;
+      Vec sums[Rows][kTileVectors];
+      if constexpr (kWidened<T>)
+        multiply_run(sums, wide[0], kRun<T>, weights, end - begin);
+      else
+        multiply_run(sums, x + begin, x_stride, weights, end - begin);
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < kTileVectors; ++v) {
-          float* place = out + r * kPanel + column + v * Vec::kWidth;
-          (begin ? Vec::load(place) + sums[r][v] : sums[r][v]).store(place);
+          const int64_t c = column + v * Vec::kWidth;
+          float* place = out + r * kPanel + c;
+          if (scale) {
+            fma(sums[r][v], Vec::load(scale + c), Vec::load(place)).store(place);
+          } else {
+            (begin ? Vec::load(place) + sums[r][v] : sums[r][v]).store(place);
+          }
         }
     }
   }
@@ -118,16 +155,16 @@ void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_feat
 
 template <class T>
 inline void multiply_rows(int64_t rows, const T* x, int64_t x_stride, const T* panel,
-                          int64_t in_features, float* out) {
+                          int64_t in_features, const float* scale, float* out) {
   switch (rows) {
-    case 1: return multiply_tile<1>(x, x_stride, panel, in_features, out);
-    case 2: return multiply_tile<2>(x, x_stride, panel, in_features, out);
+    case 1: return multiply_tile<1>(x, x_stride, panel, in_features, scale, out);
+    case 2: return multiply_tile<2>(x, x_stride, panel, in_features, scale, out);
 #if !defined(TAUT_ISA_portable)
-    case 3: return multiply_tile<3>(x, x_stride, panel, in_features, out);
-    case 4: return multiply_tile<4>(x, x_stride, panel, in_features, out);
-    case 5: return multiply_tile<5>(x, x_stride, panel, in_features, out);
+    case 3: return multiply_tile<3>(x, x_stride, panel, in_features, scale, out);
+    case 4: return multiply_tile<4>(x, x_stride, panel, in_features, scale, out);
+    case 5: return multiply_tile<5>(x, x_stride, panel, in_features, scale, out);
 #endif
-    default: return multiply_tile<kTileRows>(x, x_stride, panel, in_features, out);
+    default: return multiply_tile<kTileRows>(x, x_stride, panel, in_features, scale, out);
   }
 }
 
@@ -147,7 +184,7 @@ void multiply_by_vectors(const GemmParams& p, const GemmBlock& block, const Fini
       const int64_t row = block.row_begin + block_rows * tile / tiles;
       const int64_t rows = block.row_begin + block_rows * (tile + 1) / tiles - row;
       const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
-      multiply_rows(rows, x, p.x_stride, weights, p.in_features, sums);
+      multiply_rows(rows, x, p.x_stride, weights, p.in_features, nullptr, sums);
       finish(sums, kPanel, row, rows, channel, left < kPanel ? left : kPanel);
     }
   }

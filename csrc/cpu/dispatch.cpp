@@ -32,8 +32,8 @@ bool supports(Isa isa) {
              __builtin_cpu_supports("avx512dq");
     case Isa::avx512_bf16:
       return supports(Isa::avx512) && __builtin_cpu_supports("avx512bf16") &&
-             __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512bitalg") &&
-             __builtin_cpu_supports("avx512vbmi");
+             __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vpopcntdq") &&
+             __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("avx512vbmi");
     case Isa::amx: {
       // CPUID.7.0:EDX bits 22 (AMX-BF16), 24 (AMX-TILE), 25 (AMX-INT8); gcc 12 knows no name.
       unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;

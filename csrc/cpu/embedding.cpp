@@ -74,8 +74,6 @@ void check_embed(const char* op, const Tensor& input_ids, const Optional& positi
   if (norm_bias) check_vector(*norm_bias, columns, dtype, op, "norm_bias");
 }
 
-float* floats_of(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-
 std::tuple<Tensor, Tensor, Tensor> embed_layer_norm(
     const Tensor& input_ids, const Optional& positions, const Optional& token_type_ids,
     const Tensor& word, const Optional& position, const Optional& token_type,

@@ -54,8 +54,6 @@ void run_norm(const char* op, const Tensor& x, const Optional& residual, const O
   });
 }
 
-float* floats_of(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const Optional& residual,
                                                       const Optional& bias, const Optional& weight,
                                                       const Optional& norm_bias, double eps,

@@ -10,6 +10,18 @@ struct Moments {
   float rstd;
 };
 
+// The sum of term(c, n) over the columns of a row, lane by lane; four sums side by side, added in a
+// fixed order, so that an addition does not wait for the one before it.
+template <class Term>
+inline Vec lane_sums(int64_t columns, const Term& term) {
+  Vec part[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+  int64_t c = 0;
+  for (; c + 4 * Vec::kWidth <= columns; c += 4 * Vec::kWidth)
+    for (int i = 0; i < 4; ++i) part[i] = part[i] + term(c + i * Vec::kWidth, Vec::kWidth);
+  for_columns(columns - c, [&](int64_t rest, int n) { part[0] = part[0] + term(c + rest, n); });
+  return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
 // `total` holds the lane-wise sum of the row (of its squares for RMSNorm). The variance is taken
 // in a second sweep, by the textbook formula: no cancellation.
 inline Moments moments_of(const float* row, int64_t columns, Vec total, bool rms, float eps) {
@@ -19,11 +31,10 @@ inline Moments moments_of(const float* row, int64_t columns, Vec total, bool rms
   if (!rms) {
     float means[Vec::kWidth];
     Vec::set(first).store(means);
-    Vec squares = Vec::zero();
-    for_columns(columns, [&](int64_t c, int n) {
+    const Vec squares = lane_sums(columns, [&](int64_t c, int n) {
       // The mean is loaded with the same mask, so that lanes past the end stay 0.
       const Vec d = load(row + c, n) - load(means, n);
-      squares = fma(d, d, squares);
+      return d * d;
     });
     variance = reduce_add(squares) * inverse;
   }
@@ -33,9 +44,9 @@ inline Moments moments_of(const float* row, int64_t columns, Vec total, bool rms
 }
 
 // out = (row - mean) * rstd * weight + norm_bias; weight and norm_bias may be null.
-template <class T>
+template <class T, class Out>
 inline void write_normalized(const float* row, int64_t columns, Moments moments, const T* weight,
-                             const T* norm_bias, T* out) {
+                             const T* norm_bias, Out* out) {
   const Vec scale = Vec::set(moments.rstd);
   const Vec shift = Vec::set(moments.mean);
   for_columns(columns, [&](int64_t c, int n) {

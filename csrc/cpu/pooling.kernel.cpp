@@ -111,16 +111,17 @@ void pool_backward(const PoolParams& p, float* scratch, int64_t s) {
     for (int64_t i = 1; i < sequence.length; ++i)
       std::memcpy(dx + i * columns, dx, static_cast<size_t>(columns) * sizeof(T));
   } else if (p.mode == PoolMode::max) {
-    // A column's gradient goes to its first maximal token; what is left for later ones is 0. A NaN
-    // maximum is compared as infinity, which no number reaches.
-    const Vec infinity = Vec::set(__builtin_inff());
+    // A column's gradient goes to its first maximal token; what is left for later ones is 0. Where
+    // the maximum is NaN, tokens are compared by 1 for NaN, 0 for any number.
+    const Vec zero = Vec::zero(), one = Vec::set(1.0f);
     for (int64_t i = 0; i < sequence.length; ++i) {
       const T* row = sequence.row(i);
       for_columns(columns, [&](int64_t c, int n) {
         const Vec best = load(pooled + c, n), left = load(gradient + c, n);
-        const Mask below = load(row + c, n) < if_nan(best, infinity, best);
-        store(select(below, Vec::zero(), left), dx + i * columns + c, n);
-        store(select(below, left, Vec::zero()), gradient + c, n);
+        const Vec x = load(row + c, n);
+        const Mask below = if_nan(best, if_nan(x, one, zero), x) < if_nan(best, one, best);
+        store(select(below, zero, left), dx + i * columns + c, n);
+        store(select(below, left, zero), gradient + c, n);
       });
     }
   } else {

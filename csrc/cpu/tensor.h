@@ -49,6 +49,8 @@ inline const T* data_or_null(const std::optional<Tensor>& t) {
   return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
 }
 
+inline float* floats_of(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+
 inline int64_t row_stride_or_0(const std::optional<Tensor>& t) { return t ? t->stride(0) : 0; }
 
 // How many rows are worth a task of their own: starting one costs as much as some 16384 elements.
@@ -68,19 +70,24 @@ inline void parallel_rows(int64_t rows, int64_t columns, const Body& body) {
   }
 }
 
-// Runs body(task) for every task in [0, tasks), the next free thread taking the next task: for
-// tasks of unequal cost. Every task must write memory of its own.
+// Runs body(task, worker) for every task in [0, tasks), the next free worker taking the next task:
+// for tasks of unequal cost. worker < threads; every task must write memory of its own.
+template <class Body>
+inline void run_tasks(int64_t tasks, int64_t threads, const Body& body) {
+  std::atomic<int64_t> next{0};
+  const auto work = [&](int64_t worker) {
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
+      body(task, worker);
+  };
+  const int64_t workers = std::min(threads, tasks);
+  if (workers <= 1) return work(0);
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t worker, int64_t) { work(worker); });
+}
+
+// The same on all of torch's threads; body(task).
 template <class Body>
 inline void parallel_tasks(int64_t tasks, const Body& body) {
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
-  if (threads <= 1) {
-    for (int64_t task = 0; task < tasks; ++task) body(task);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(task);
-  });
+  run_tasks(tasks, torch::stable::get_num_threads(), [&](int64_t task, int64_t) { body(task); });
 }
 
 // The kernel for a tensor `name` of type `dtype`.

@@ -4,7 +4,7 @@ from taut import registry as registry
 from taut.encoder import Encoder
 from taut.formats import LowbitWeight
 from taut.ops.activation import bias_activation, bias_glu
-from taut.ops.attention import varlen_attention, varlen_attention_qkvpacked
+from taut.ops.attention import attention_plan, varlen_attention, varlen_attention_qkvpacked
 from taut.ops.binary_attention import binary_attention
 from taut.ops.binary_gemm import (
     binary_linear,
@@ -33,6 +33,7 @@ __all__ = [
     "Encoder",
     "LowbitWeight",
     "Packing",
+    "attention_plan",
     "bias_activation",
     "bias_glu",
     "binary_attention",

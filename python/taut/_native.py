@@ -4,6 +4,7 @@ Importing taut never fails and never prints because of a missing library: ops th
 reference, and the first such call warns once with the cause.
 """
 
+import ctypes
 import os
 import warnings
 from pathlib import Path
@@ -12,20 +13,29 @@ import torch
 
 _PACKAGE_DIR = Path(__file__).parent
 ENVIRONMENT_ISA = "TAUT_CPU_ISA"
+ENVIRONMENT_CUDA = "TAUT_CUDA_KERNELS"
 
 
 class _Libraries:
     def __init__(self) -> None:
         self.causes: dict[str, str] = {}
         self.module = None
+        self.cuda = None
         self._warned: set[str] = set()
 
     def load(self) -> None:
         self._load_cpu()
-        if torch.version.cuda is not None:
-            self._load_cuda()
-        else:
+        wanted = os.environ.get(ENVIRONMENT_CUDA, "auto")
+        if wanted not in ("auto", "native", "triton"):
+            raise ValueError(f"{ENVIRONMENT_CUDA} must be auto, native or triton, got {wanted!r}")
+        if torch.version.cuda is None:
             self.causes["cuda"] = "this torch was built without CUDA"
+        elif wanted == "triton":
+            self.causes["cuda"] = f"{ENVIRONMENT_CUDA}=triton"
+        else:
+            self._load_cuda()
+        if wanted == "native" and self.cuda is None:
+            raise ValueError(f"{ENVIRONMENT_CUDA}=native: {self.causes['cuda']}")
 
     def _load_cpu(self) -> None:
         if not (_PACKAGE_DIR / "libtaut_cpu.so").exists():
@@ -51,7 +61,10 @@ class _Libraries:
         try:
             torch.ops.load_library(str(path))
         except OSError as error:
-            self.causes["cuda"] = f"{path.name} did not load: {error}"
+            self.causes["cuda"] = f"{path.name} did not load: {error.__cause__ or error}"
+            return
+        self.cuda = ctypes.CDLL(str(path))
+        self.cuda.taut_cuda_last_variant.restype = ctypes.c_char_p
 
     def warn_reference(self, op: str, device_type: str) -> None:
         """Says once per device type that an op runs on the slow reference, and why."""
@@ -75,3 +88,11 @@ def available_isas() -> list[str]:
 def last_variant(op: str) -> str | None:
     """Which native CPU kernel the last call of `op` ran, as 'isa' or 'isa/path'; None if none."""
     return libraries.module.last_variants().get(op) if libraries.module else None
+
+
+def last_cuda_variant(op: str) -> str | None:
+    """Whose kernel the last call of `op` that reached libtaut_cuda ran, 'native' or 'triton'."""
+    if libraries.cuda is None:
+        return None
+    variant = libraries.cuda.taut_cuda_last_variant(op.encode())
+    return variant if variant is None else variant.decode()

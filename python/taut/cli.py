@@ -1,12 +1,20 @@
 """The `taut` command."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from taut.text_io import InputError, check_output, read_texts, write_embeddings
+from taut.text_io import (
+    InputError,
+    OutputError,
+    check_output,
+    load_encoder,
+    read_texts,
+    write_embeddings,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -25,15 +33,6 @@ def _dtype(name: str):
     return getattr(torch, _DTYPES[name])
 
 
-def _load_encoder(model: str, dtype: str, device: str):
-    from taut import Encoder
-
-    try:
-        return Encoder.from_pretrained(model, dtype=_dtype(dtype), device=device)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load model {model}: {error}") from None
-
-
 @app.command()
 def encode(
     input: Annotated[str, typer.Argument(help="File of texts, one per line; - for stdin.")],
@@ -43,7 +42,10 @@ def encode(
         str | None,
         typer.Option(help="Read JSONL and take this field [default: text for *.jsonl]."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="fp32 or bf16 [default: fp32; of a quantized model: its own]."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens per batch [default: the encoder's own].")
@@ -57,14 +59,18 @@ def encode(
     ] = None,
 ) -> None:
     """Embed the texts of INPUT and write one vector per text, in order."""
-    check_output(output)
+    check_output(output, input)
     if jsonl_field is None and input.endswith(".jsonl"):
         jsonl_field = "text"
     texts = read_texts(input, jsonl_field)
-    encoder = _load_encoder(model, dtype, device)
+    wanted = None if dtype is None else _dtype(dtype)
+    encoder = load_encoder(model, dtype=wanted, device=device)
     show = sys.stderr.isatty() if progress is None else progress
     options = {} if batch_tokens is None else {"batch_tokens": batch_tokens}
-    embeddings = encoder.encode(texts, normalize=normalize, show_progress=show, **options)
+    try:
+        embeddings = encoder.encode(texts, normalize=normalize, show_progress=show, **options)
+    except ValueError as error:
+        raise InputError(f"cannot encode {input} with {model}: {error}") from None
     write_embeddings(output, embeddings.cpu().numpy())
     typer.echo(f"{len(texts)} embeddings of {embeddings.shape[1]} written to {output}", err=True)
 
@@ -86,6 +92,36 @@ def demo(
 
 
 @app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="Checkpoint directory or model id.")],
+    output: Annotated[Path, typer.Option(help="Directory to write; must not exist yet.")],
+    scheme: Annotated[
+        str, typer.Option(help="w8a8, w4a8, w4a8-g32, w2a8, ternary, w4a16, nf4, ... or auto.")
+    ] = "w8a8",
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="PATTERN=SCHEME for some layers: 'layers.0.*=w8a8'. May be repeated."),
+    ] = None,
+    average_bits: Annotated[
+        float | None,
+        typer.Option(help="Choose 2, 4 or 8 bits for each matrix by how sensitive it is."),
+    ] = None,
+    calibration: Annotated[
+        str, typer.Option(help="File of texts, docstrings (Python's own), or random (token ids).")
+    ] = "docstrings",
+    dtype: Annotated[str, typer.Option(help="Of the rest: fp32 or bf16.")] = "bf16",
+    progress: Annotated[
+        bool | None, typer.Option(help="Progress bar [default: on a terminal].")
+    ] = None,
+) -> None:
+    """Write MODEL over low-bit weights, whole or not at all."""
+    from taut.quantize_command import run
+
+    show = sys.stderr.isatty() if progress is None else progress
+    run(model, scheme, output, layer or [], average_bits, calibration, _dtype(dtype), show)
+
+
+@app.command()
 def info() -> None:
     """Versions, instruction sets, and which native libraries loaded or why not."""
     from taut.info import report
@@ -97,9 +133,16 @@ def info() -> None:
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 wrong use or unusable input."""
     try:
-        app()
-    except InputError as error:
-        typer.echo(f"taut: {error}", err=True)
-        sys.exit(2)
+        try:
+            app()
+        finally:
+            print(end="", flush=True)  # which knows a standard output that is closed
+    except (InputError, OutputError, OSError, MemoryError) as error:
+        if isinstance(error, OSError):  # of standard output, which Python flushes again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):  # whose reader has seen enough
+            message = " ".join(str(error).split()) or type(error).__name__
+            typer.echo(f"taut: {message}", err=True)
+        sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

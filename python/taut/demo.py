@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from taut import Encoder
-from taut.text_io import InputError
+from taut.text_io import InputError, load_encoder
 
 QUERIES = (
     "parse a date from a string",
@@ -24,6 +24,7 @@ QUERIES = (
 )
 BATCH = 32  # texts per batch of the padded baseline, transformers' and sentence-transformers' habit
 ROUNDS = 3
+CALIBRATION = 300  # texts that the rounding errors of 4-bit weights are compensated for
 # Not prose of the library's users: tests, vendored tools, generated tables.
 _SKIPPED = {"test", "tests", "site-packages", "idlelib", "lib2to3", "turtledemo", "pydoc_data"}
 
@@ -83,7 +84,9 @@ class PaddedBaseline:
 
         logging.disable_progress_bar()
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.model = AutoModel.from_pretrained(model, attn_implementation="sdpa").eval()
+        self.model = AutoModel.from_pretrained(
+            model, attn_implementation="sdpa", dtype=torch.float32
+        ).eval()
         self.max_length = max_length
         self.padded_tokens = self.real_tokens = 0
 
@@ -128,31 +131,52 @@ def _measure(contenders: dict, texts: list[str]) -> tuple[dict, dict]:
 def run(model: str | None, sample: int, corpus: int) -> None:
     """The whole demo; prints to standard output."""
     model = model or default_model()
+    fp32 = load_encoder(model)
+    bf16 = load_encoder(model, dtype=torch.bfloat16)
     docstrings = every_nth(stdlib_docstrings(), corpus)
     print(f"{len(docstrings)} docstrings of Python's standard library, model {model}")
-    fp32 = Encoder.from_pretrained(model)
-    bf16 = Encoder.from_pretrained(model, dtype=torch.bfloat16)
 
     texts = [d.text for d in every_nth(docstrings, sample)]
-    contenders = {"taut fp32": fp32.encode, "taut bf16": bf16.encode}
+    sampled = set(texts)
+    others = [d.text for d in docstrings if d.text not in sampled]
+    eight = {f"layers.{i}.*": "w8a8" for i in (0, fp32.config.num_layers - 1)}
+    encoders = {
+        "taut fp32": fp32,
+        "taut bf16": bf16,
+        "taut w8a8": fp32.quantize("w8a8"),
+        "taut w4a8-g32, ends w8a8": fp32.quantize(
+            "w4a8-g32", layers=eight, calibration=every_nth(others, CALIBRATION) or None
+        ),
+    }
+    contenders = {name: encoder.encode for name, encoder in encoders.items()}
     try:
         baseline = PaddedBaseline(model, fp32.max_length)
-    except ImportError:
+    except (ImportError, OSError, ValueError) as error:
         baseline = None
-        print("transformers is not installed: no baseline to compare with")
+        cause = str(error).split("\n", 1)[0]
+        print(f"no baseline to compare with, transformers cannot load {model}: {cause}")
     if baseline is not None:
         contenders = {"transformers fp32, padded": baseline.encode, **contenders}
     seconds, embeddings = _measure(contenders, texts)
-    _print_comparison(texts, seconds, embeddings, fp32, baseline)
+    sizes = {name: _megabytes(encoder) for name, encoder in encoders.items()}
+    _print_comparison(texts, seconds, embeddings, sizes, fp32, baseline)
     _search(docstrings, bf16)
 
 
-def _print_comparison(texts, seconds, embeddings, encoder, baseline) -> None:
+def _megabytes(encoder: Encoder) -> float:
+    """What its tensors take on disk."""
+    return sum(t.numel() * t.element_size() for t in encoder.state_dict().values()) / 1e6
+
+
+def _print_comparison(texts, seconds, embeddings, sizes, encoder, baseline) -> None:
     lengths = encoder.token_counts(texts)
     tokens = sum(lengths)
     first = next(iter(seconds))
     print(f"\n{len(texts)} texts, {tokens} tokens, {torch.get_num_threads()} threads:")
-    print(f"  {'':<26} {'tokens/s':>9} {'speed-up':>9} {'padding':>8} {'cosine to fp32':>22}")
+    print(
+        f"  {'':<26} {'tokens/s':>9} {'speed-up':>9} {'padding':>8} {'MB':>6} "
+        f"{'cosine to fp32':>22}"
+    )
     for name, time_taken in seconds.items():
         cosine = torch.nn.functional.cosine_similarity(embeddings[first], embeddings[name])
         padding = 0.0
@@ -160,7 +184,8 @@ def _print_comparison(texts, seconds, embeddings, encoder, baseline) -> None:
             padding = 1 - baseline.real_tokens / baseline.padded_tokens
         print(
             f"  {name:<26} {tokens / time_taken:9.0f} {seconds[first] / time_taken:8.2f}x "
-            f"{padding:8.0%} {cosine.mean():.6f} (min {cosine.min():.6f})"
+            f"{padding:8.0%} {sizes.get(name, sizes['taut fp32']):6.1f} "
+            f"{cosine.mean():.6f} (min {cosine.min():.6f})"
         )
     if baseline is not None:
         avoided = 1 - baseline.real_tokens / baseline.padded_tokens

@@ -20,7 +20,15 @@ from dataclasses import dataclass, field
 import torch
 
 BITS = (2, 3, 4, 8)
+PANEL = 64  # output channels per panel of a packed weight, dense or low-bit
+WORD = 64  # signs per word of packed bits
+BLOCK = 64  # input features per block of a packed low-bit weight
 GROUP_SIZES = (0, 32, 64, 128, 256)  # 0: one group, the whole row
+
+
+def words_of(columns):
+    """Words of packed bits that hold `columns` signs."""
+    return (columns + WORD - 1) // WORD
 
 
 def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ import torch
 
 import taut
 from taut import _native
+from taut.registry import GPU_KERNELS
 
 
 def report() -> dict[str, str]:
@@ -24,6 +25,9 @@ def report() -> dict[str, str]:
         facts["compiler"] = module.compiler
         facts["instruction sets"] = ", ".join(module.available_isas())
         facts["in use"] = module.active_isa()
+    for server in ("native", "triton"):
+        served = [name for name, found in GPU_KERNELS.items() if found == server]
+        facts[f"{server} on GPUs"] = ", ".join(served) if served else "nothing"
     try:
         import triton
 

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from taut.lowbit_nn import LowbitLinear as LowbitLinear
 from taut.ops.activation import bias_activation
 from taut.ops.dense_gemm import pack_weight, packed_linear, packed_linear_layer_norm
 from taut.ops.norm import layer_norm
@@ -26,7 +27,8 @@ class Linear(torch.nn.Module):
 
     The packed copy is made at the first inference and again when the parameter has changed. It is
     no part of the state dict. Changes that torch does not count, such as writing through
-    `weight.data`, are not seen: write to `weight` under `torch.no_grad()`.
+    `weight.data`, are not seen: write to `weight` under `torch.no_grad()`. Under torch.autocast the
+    copy has its dtype.
 
     Args:
         in_features, out_features: sizes; weight is (out_features, in_features).
@@ -48,36 +50,41 @@ class Linear(torch.nn.Module):
         return {**self.__dict__, "_packed": None, "_packed_from": None}
 
     def extra_repr(self) -> str:
+        """What printing the layer shows of it."""
         bias = self.bias is not None
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}"
 
     def _packed_for(self, x: torch.Tensor, weight: torch.Tensor, *others: torch.Tensor | None):
         """The packed weight if these can go with it: on the CPU, without gradients; else None."""
-        if not x.is_cpu or weight.dtype not in _PACKED_DTYPES or torch.compiler.is_compiling():
+        if not x.is_cpu or torch.compiler.is_compiling():
             return None  # the compiler cannot follow the cache
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else weight.dtype
+        if dtype not in _PACKED_DTYPES:
+            return None
         if torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in (x, weight, *others)
         ):
             return None
-        return self._packed_of(weight)
+        return self._packed_of(weight, dtype)
 
     def _apply(self, fn, recurse=True):
         self._forget_packed()  # a moved weight may come back to its old address
         return super()._apply(fn, recurse)
 
-    def _packed_of(self, weight: torch.Tensor) -> torch.Tensor:
+    def _packed_of(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if weight.is_inference():  # torch does not count their changes
-            return pack_weight(weight)
-        made_from = (weight.data_ptr(), weight._version, weight.dtype, _optimizer_steps)
+            return pack_weight(weight.to(dtype))
+        made_from = (weight.data_ptr(), weight._version, weight.dtype, dtype, _optimizer_steps)
         if self._packed_from != made_from:
             with torch.inference_mode(False), torch.no_grad():
-                self._packed = pack_weight(weight)
+                self._packed = pack_weight(weight.to(dtype))
             self._packed_from = made_from
         return self._packed
 
     def packed(self) -> torch.Tensor:
         """The packed copy of `weight` as it is now (layout: `taut.pack_weight`)."""
-        return self._packed_of(self.weight)
+        return self._packed_of(self.weight, self.weight.dtype)
 
     def forward(self, x: torch.Tensor, activation: str = "none") -> torch.Tensor:
         """activation(x @ weight.T + bias) for x (total_tokens, in_features)."""

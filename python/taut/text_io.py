@@ -1,5 +1,6 @@
-"""Texts from files, embeddings to files: what `taut encode` reads and writes."""
+"""Texts and models from files, embeddings to files: what the `taut` command reads and writes."""
 
+import codecs
 import json
 import os
 import sys
@@ -18,9 +19,25 @@ class InputError(Exception):
     """What the user gave cannot be used; the message says what and where."""
 
 
+class OutputError(Exception):
+    """What was computed cannot be written, though the place for it looked well before."""
+
+
+def load_encoder(model: str, **options):
+    """`Encoder.from_pretrained`, whose refusals become InputErrors."""
+    from taut import Encoder
+
+    try:
+        return Encoder.from_pretrained(model, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load model {model}: {error}") from None
+
+
 def _lines(path: str) -> Iterator[tuple[int, str]]:
     """(line number, line without its newline); a text is one line of UTF-8."""
     name = "standard input" if path == STDIN else path
+    if path == STDIN and sys.stdin is None:
+        raise InputError(f"cannot read {name}: it is closed")
     try:
         stream = sys.stdin.buffer if path == STDIN else open(path, "rb")
     except OSError as error:
@@ -28,8 +45,10 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
     with stream:
         try:
             for number, raw in enumerate(stream, 1):
+                if number == 1:
+                    raw = raw.removeprefix(codecs.BOM_UTF8)
                 try:
-                    yield number, raw.decode("utf-8").rstrip("\r\n")
+                    yield number, raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
                 except UnicodeDecodeError as error:
                     raise InputError(
                         f"{name}, line {number}: not UTF-8 (byte {raw[error.start]:#04x} at "
@@ -50,13 +69,19 @@ def read_texts(path: str, jsonl_field: str | None = None) -> list[str]:
         elif line.strip():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{name}, line {number}: not JSON: {error}") from None
             text = record.get(jsonl_field) if isinstance(record, dict) else None
             if not isinstance(text, str):
                 raise InputError(
                     f"{name}, line {number}: expected an object with a string field {jsonl_field!r}"
                 )
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"{name}, line {number}: not Unicode (lone surrogate {text[error.start]!r})"
+                ) from None
             texts.append(text)
     if not texts:
         raise InputError(f"{name} holds no texts")
@@ -66,10 +91,7 @@ def read_texts(path: str, jsonl_field: str | None = None) -> list[str]:
 @contextmanager
 def whole_or_nothing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place only if the block ends well."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -104,12 +126,14 @@ _WRITERS: dict[str, Callable[[Path, np.ndarray], None]] = dict(
 )
 
 
-def check_output(path: Path) -> None:
-    """Refuse, before any work, an output that could not be written at the end."""
+def check_output(path: Path, source: str) -> None:
+    """Refuse, before any work, an output that could not be written at the end, or is the input."""
     if path.suffix not in _WRITERS:
         raise InputError(f"output must end in {', '.join(OUTPUT_FORMATS)}, got {path.name!r}")
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a directory")
+    if path.exists() and os.path.exists(source) and path.samefile(source):
+        raise InputError(f"cannot write {path}: it is the input")
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -120,5 +144,10 @@ def check_output(path: Path) -> None:
 def write_embeddings(path: Path, embeddings: np.ndarray) -> None:
     """fp32 (texts, hidden) as .npy, .safetensors (tensor "embeddings") or .jsonl (one object
     {"embedding": [...]} per text); the file appears whole or not at all."""
-    with whole_or_nothing(path) as temporary:
-        _WRITERS[path.suffix](temporary, embeddings)
+    from safetensors import SafetensorError
+
+    try:
+        with whole_or_nothing(path) as temporary:
+            _WRITERS[path.suffix](temporary, embeddings)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {error}") from None

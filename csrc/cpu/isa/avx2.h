@@ -100,20 +100,22 @@ struct Pairs {
     return {_mm256_set1_epi32(pair)};
   }
   Vec even() const { return {_mm256_castsi256_ps(_mm256_slli_epi32(v, 16))}; }
-  Vec odd() const {
-    return {_mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(-0x10000)))};
+  Vec odd() const {  // by shifts: a mask would take one of the 16 registers for good
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_srli_epi32(v, 16), 16))};
   }
 };
+
+inline void store_pairs(Vec even, Vec odd, bf16* p) {
+  const __m256i low = _mm256_cvtepu16_epi32(Vec::narrow(even.v, p));
+  const __m256i high = _mm256_cvtepu16_epi32(Vec::narrow(odd.v, p));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm256_or_si256(low, _mm256_slli_epi32(high, 16)));
+}
 
 inline float reduce_add(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
-}
-inline float reduce_max(Vec a) {
-  __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
-  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
 }  // namespace TAUT_ISA

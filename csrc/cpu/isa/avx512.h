@@ -101,8 +101,13 @@ inline Vec dot(Pairs a, Pairs b, Vec c) {
 }
 #endif
 
+inline void store_pairs(Vec even, Vec odd, bf16* p) {
+  const __m512i low = _mm512_cvtepu16_epi32(Vec::narrow(even.v, p));
+  const __m512i high = _mm512_cvtepu16_epi32(Vec::narrow(odd.v, p));
+  _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
-inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
 }  // namespace TAUT_ISA
 }  // namespace taut

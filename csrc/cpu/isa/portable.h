@@ -86,12 +86,14 @@ struct Pairs {
   Vec odd() const { return second; }
 };
 
-inline float reduce_add(Vec a) { return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]); }
-inline float reduce_max(Vec a) {
-  float best = a.lane[0];
-  for (int i = 1; i < Vec::kWidth; ++i) best = a.lane[i] > best ? a.lane[i] : best;
-  return best;
+inline void store_pairs(Vec even, Vec odd, bf16* p) {
+  for (int i = 0; i < Vec::kWidth; ++i) {
+    from_float(even.lane[i], p + 2 * i);
+    from_float(odd.lane[i], p + 2 * i + 1);
+  }
 }
+
+inline float reduce_add(Vec a) { return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]); }
 
 }  // namespace TAUT_ISA
 }  // namespace taut

@@ -3,8 +3,9 @@
 // Eight tiles of up to 16 rows x 64 bytes. bf16 products: A is rows x (pairs of k), B is (pairs of
 // k) x 16 columns with the two members of a pair side by side, C is rows x 16 fp32.
 //   C[m][n] += sum over k of A[m][2k] * B[k][2n] + A[m][2k+1] * B[k][2n+1]
+// int8 products: A holds signed, B unsigned bytes, four k to a column of 32 bits; C is int32.
 // Source: Intel SDM, "AMX instruction set reference": LDTILECFG, TILELOADD, TILESTORED, TILEZERO,
-// TDPBF16PS.
+// TDPBF16PS, TDPBSUD.
 #pragma once
 #if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
 #include <immintrin.h>
@@ -41,6 +42,7 @@ inline void tile_release() { _tile_release(); }
 #define TILE_LOAD(tile, base, stride_bytes) _tile_loadd(tile, base, stride_bytes)
 #define TILE_STORE(tile, base, stride_bytes) _tile_stored(tile, base, stride_bytes)
 #define TILE_DOT_BF16(c, a, b) _tile_dpbf16ps(c, a, b)
+#define TILE_DOT_INT8(c, a, b) _tile_dpbsud(c, a, b)
 
 #else
 
@@ -83,14 +85,19 @@ inline void emulated_store(int tile, void* base, int64_t stride_bytes) {
     std::memcpy(static_cast<uint8_t*>(base) + row * stride_bytes, tiles.data[tile][row],
                 tiles.config.row_bytes[tile]);
 }
-inline void emulated_dot_bf16(int tile_c, int tile_a, int tile_b) {
-  EmulatedTiles& tiles = configured_tiles();
-  const int pairs = tiles.config.row_bytes[tile_a] / 4;
-  // The hardware faults when the shapes of the three tiles do not fit together.
+// The 32-bit units in a row of A. The hardware faults when the shapes of the three tiles do not fit
+// together.
+inline int emulated_depth(const EmulatedTiles& tiles, int tile_c, int tile_a, int tile_b) {
+  const int depth = tiles.config.row_bytes[tile_a] / 4;
   if (tiles.config.rows[tile_c] != tiles.config.rows[tile_a] ||
-      tiles.config.rows[tile_b] != pairs ||
+      tiles.config.rows[tile_b] != depth ||
       tiles.config.row_bytes[tile_c] != tiles.config.row_bytes[tile_b])
     __builtin_trap();
+  return depth;
+}
+inline void emulated_dot_bf16(int tile_c, int tile_a, int tile_b) {
+  EmulatedTiles& tiles = configured_tiles();
+  const int pairs = emulated_depth(tiles, tile_c, tile_a, tile_b);
   for (int m = 0; m < tiles.config.rows[tile_c]; ++m) {
     __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
     for (int k = 0; k < pairs; ++k) {
@@ -107,10 +114,24 @@ inline void emulated_dot_bf16(int tile_c, int tile_a, int tile_b) {
     _mm512_store_ps(c, _mm512_add_ps(_mm512_load_ps(c), _mm512_add_ps(even, odd)));
   }
 }
+inline void emulated_dot_int8(int tile_c, int tile_a, int tile_b) {
+  EmulatedTiles& tiles = configured_tiles();
+  const int quads = emulated_depth(tiles, tile_c, tile_a, tile_b);
+  for (int m = 0; m < tiles.config.rows[tile_c]; ++m) {
+    __m512i c = _mm512_load_si512(tiles.data[tile_c][m]);
+    for (int k = 0; k < quads; ++k) {
+      int32_t a;
+      std::memcpy(&a, tiles.data[tile_a][m] + 4 * k, 4);
+      c = _mm512_dpbusd_epi32(c, _mm512_load_si512(tiles.data[tile_b][k]), _mm512_set1_epi32(a));
+    }
+    _mm512_store_si512(tiles.data[tile_c][m], c);
+  }
+}
 #define TILE_ZERO(tile) emulated_zero(tile)
 #define TILE_LOAD(tile, base, stride_bytes) emulated_load(tile, base, stride_bytes)
 #define TILE_STORE(tile, base, stride_bytes) emulated_store(tile, base, stride_bytes)
 #define TILE_DOT_BF16(c, a, b) emulated_dot_bf16(c, a, b)
+#define TILE_DOT_INT8(c, a, b) emulated_dot_int8(c, a, b)
 
 #endif
 

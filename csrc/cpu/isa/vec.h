@@ -4,12 +4,11 @@
 //   Vec::kWidth                      lanes
 //   Vec::zero(), Vec::set(x)         all lanes 0 or x
 //   Vec::load(p), Vec::load(p, n)    p: float, bf16 or f16; with n, the first n lanes only: the
-//   rest
-//                                    are 0 and nothing behind p + n is read
+//                                    rest are 0 and nothing behind p + n is read
 //   v.store(p), v.store(p, n)        rounds to nearest even; with n, writes the first n lanes only
 //   + - * /, fma(a, b, c) = a*b + c, fnma(a, b, c) = c - a*b, min, max, abs, sqrt, round
 //   a < b -> Mask; select(mask, a, b) = mask ? a : b
-//   reduce_add(v), reduce_max(v)     in a fixed order
+//   reduce_add(v)                    in a fixed order
 //   pow2(v)                          2^v for integral v in [-126, 127]
 //   scale(a, v)                      a * pow2(v)
 //
@@ -18,6 +17,7 @@
 //   Pairs::load(p), Pairs::set(p)    kWidth pairs from p; the one pair at p in all lanes
 //   pairs.even(), pairs.odd()        the first and the second members as Vec
 //   dot(a, b, c)                     c + a.even() * b.even() + a.odd() * b.odd(); AVX512_BF16 only
+//   store_pairs(even, odd, p)        rounds two Vec to nearest even and stores them as pairs
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -4,7 +4,6 @@ Nothing in a checkpoint is ever run: weights come from safetensors, or from pyto
 torch's weights-only loader.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -18,9 +17,11 @@ from safetensors.torch import save_file
 
 from taut.encoder.architectures import SECOND_NAMES
 from taut.encoder.config import EncoderConfig
+from taut.encoder.fields import Fields, read_json, write_json
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
+_WEIGHTS = {name: f"{name}.index.json" for name in (SAFETENSORS, PICKLED)}
 _WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LEGACY_LEAVES = {"weight": "gamma", "bias": "beta"}  # LayerNorm in the oldest checkpoints
 
@@ -54,17 +55,6 @@ def resolve(path_or_id: str | os.PathLike) -> Path:
     return snapshot
 
 
-def read_json(path: Path, kind: type = dict) -> dict | list:
-    """Raises ValueError naming the file if it is no JSON, or no `kind`."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, kind):
-        raise ValueError(f"{path} must hold a {kind.__name__}, got {type(value).__name__}")
-    return value
-
-
 def read_config(directory: Path) -> EncoderConfig:
     path = directory / "config.json"
     if not path.exists():
@@ -73,12 +63,15 @@ def read_config(directory: Path) -> EncoderConfig:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    for name in (SAFETENSORS, PICKLED):
+    for name, index_name in _WEIGHTS.items():
         if (directory / name).exists():
             return [directory / name]
-        index = directory / f"{name}.index.json"
+        index = directory / index_name
         if index.exists():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            weight_map = Fields.read(index).get("weight_map", dict)
+            if not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
+                raise ValueError(f"{index}: weight_map must map names to files, got {weight_map}")
+            shards = sorted(set(weight_map.values()))
             outside = [shard for shard in shards if Path(shard).name != shard]
             if outside:
                 raise ValueError(f"{index} names files outside its directory: {outside}")
@@ -86,9 +79,8 @@ def _weight_files(directory: Path) -> list[Path]:
             if missing:
                 raise FileNotFoundError(f"{index} names files that are missing: {missing}")
             return [directory / shard for shard in shards]
-    raise FileNotFoundError(
-        f"{directory} has no weights: looked for {SAFETENSORS}, {PICKLED} and their .index.json"
-    )
+    looked_for = ", ".join((*_WEIGHTS, *_WEIGHTS.values()))
+    raise FileNotFoundError(f"{directory} has no weights: looked for {looked_for}")
 
 
 class TensorFiles:
@@ -118,7 +110,8 @@ class TensorFiles:
         if not isinstance(tensors, dict):
             raise ValueError(f"{path} must hold a dict of tensors, got {type(tensors).__name__}")
         for name, tensor in tensors.items():
-            self._getters[name] = lambda tensor=tensor: tensor
+            if isinstance(tensor, torch.Tensor):
+                self._getters[name] = lambda tensor=tensor: tensor
 
     def find(self, name: str, prefix: str) -> torch.Tensor | None:
         """The tensor called `name`, with or without the prefix of the encoder in its model."""
@@ -151,33 +144,53 @@ def tensor_names(config: EncoderConfig, task: str | None, parameter: str) -> tup
     return tuple(f"{name.format(layer)}.{leaf}" for name in found)
 
 
-def load_parameters(
-    module: torch.nn.Module, config: EncoderConfig, task: str | None, directory: Path
-) -> None:
-    """Copy a checkpoint's tensors into the parameters of an encoder with its head.
+class Sources:
+    """The tensors of a checkpoint that make up the parameters of an encoder with its head.
+
+    Args:
+        module: the model; may be on the meta device, so that sizes are checked before they are
+            allocated.
+        config: its shape.
+        task: of its head, or None.
+        directory: of the checkpoint.
 
     Raises:
         FileNotFoundError: there are no weights.
         ValueError: naming every tensor that is missing, misshapen or no plain float.
     """
-    files = TensorFiles(directory)
-    problems = []
-    for parameter_name, parameter in module.named_parameters():
-        names = tensor_names(config, task, parameter_name)
-        parts = parameter.detach().chunk(len(names))
-        for name, target in zip(names, parts, strict=True):
-            source = files.find(name, config.architecture.prefix)
+
+    def __init__(
+        self, module: torch.nn.Module, config: EncoderConfig, task: str | None, directory: Path
+    ) -> None:
+        self._files = TensorFiles(directory)
+        self._prefix = config.architecture.prefix
+        self._names = {
+            parameter: tensor_names(config, task, parameter)
+            for parameter, _ in module.named_parameters()
+        }
+        problems = []
+        for name, target in self._targets(module):
+            source = self._files.find(name, self._prefix)
             if source is None:
                 problems.append(f"{name} must be {tuple(target.shape)}, is missing")
             elif source.shape != target.shape:
                 problems.append(f"{name} must be {tuple(target.shape)}, got {tuple(source.shape)}")
             elif source.dtype not in _WEIGHT_DTYPES:
                 problems.append(f"{name} must be floating point, got {source.dtype}")
-            else:
-                target.copy_(source)
-    if problems:
-        listed = "\n  ".join(problems)
-        raise ValueError(f"{directory} does not fit its config.json:\n  {listed}")
+        if problems:
+            listed = "\n  ".join(problems)
+            raise ValueError(f"{directory} does not fit its config.json:\n  {listed}")
+
+    def _targets(self, module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name of a tensor of the checkpoint, the part of a parameter that it fills)."""
+        for parameter_name, parameter in module.named_parameters():
+            names = self._names[parameter_name]
+            yield from zip(names, parameter.detach().chunk(len(names)), strict=True)
+
+    def fill(self, module: torch.nn.Module) -> None:
+        """Copy the tensors into the parameters."""
+        for name, target in self._targets(module):
+            target.copy_(self._files.find(name, self._prefix))
 
 
 def save_parameters(
@@ -198,10 +211,6 @@ def save_parameters(
     raw = {key: value for key, value in config.raw.items() if key != "torch_dtype"}
     write_json(directory / "config.json", {**raw, "dtype": dtype})
     save_file(tensors, directory / SAFETENSORS, metadata={"format": "pt"})
-
-
-def write_json(path: Path, value: dict | list) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taut.encoder.architectures import ARCHITECTURES, Architecture
+from taut.encoder.fields import Fields
 
 ACTIVATIONS = {  # transformers' names -> ours
     "gelu": "gelu",
@@ -19,10 +20,31 @@ ACTIVATIONS = {  # transformers' names -> ours
 }
 GATED_ACTIVATIONS = {"geglu": "gelu", "reglu": "relu"}
 
+# Beyond these a config.json is absurd; up to them a model can be made on the meta device, and is
+# then held against the checkpoint's tensors before anything is allocated.
+_WIDEST = 2**20
+_DEEPEST = 2**10
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The shape of one encoder."""
+    """The shape of one encoder; `from_dict` makes it from a config.json.
+
+    Args:
+        model_type: a key of ARCHITECTURES.
+        vocab_size, type_vocab_size, max_positions: rows of the embedding tables.
+        hidden_size, intermediate_size: widths of the layers and of their feed-forward networks.
+        embedding_size: width of the embedding tables.
+        num_layers, num_heads: how many there are; heads divide hidden_size.
+        activation: of the feed-forward networks, in the words of `taut.bias_activation`.
+        position_offset: row of the position table that position 0 takes.
+        relative_buckets: of the relative position bias; 0 without one.
+        eps: of the LayerNorms.
+        hidden_dropout, attention_dropout, classifier_dropout: chances in [0, 1), for training.
+        num_labels: classes of a classification head.
+        tied: the masked-LM head's decoder is the word embedding table.
+        raw: the contents of config.json, kept for saving.
+    """
 
     model_type: str
     vocab_size: int
@@ -71,92 +93,75 @@ class EncoderConfig:
         Raises:
             ValueError: naming the field, what was expected and what came.
         """
-        model_type = _model_type(raw)
+        fields = Fields("config.json", raw)
+        model_type = _model_type(fields)
         architecture = ARCHITECTURES[model_type]
 
-        def get(name, default=None):
-            key = architecture.fields.get(name, name)
-            value = raw.get(key)
-            if value is None:
-                value = architecture.defaults.get(name, default)
-            if value is None:
-                raise ValueError(f"config.json: {key} must be given for a {model_type} encoder")
-            return value
+        def key_of(name, default=None):
+            return architecture.fields.get(name, name), architecture.defaults.get(name, default)
 
-        def count(name, default=None, least=1):
-            value = get(name, default)
-            if not isinstance(value, int) or value < least:
-                key = architecture.fields.get(name, name)
-                raise ValueError(
-                    f"config.json: {key} must be an integer of at least {least}, got {value!r}"
-                )
-            return value
+        def count(name, default=None, **bounds):
+            return fields.integer(*key_of(name, default), **bounds)
 
-        hidden_size, heads = count("hidden_size"), count("num_attention_heads")
-        if hidden_size % heads:
-            raise ValueError(
-                f"config.json: hidden_size must be a multiple of the {heads} attention heads, "
-                f"got {hidden_size}"
-            )
+        def fraction(name, default):
+            return fields.fraction(*key_of(name, default))
+
+        for key in ("is_decoder", "add_cross_attention"):
+            if fields.get(key, bool, False):
+                fields.refuse(key, "false", True)
         for key in ("num_hidden_groups", "inner_group_num"):
-            if raw.get(key, 1) != 1:
-                raise ValueError(f"config.json: {key} must be 1, got {raw[key]}")
-        hidden_dropout = get("hidden_dropout_prob", 0.1)
+            fields.integer(key, 1, most=1)
+        hidden_size, heads = count("hidden_size", most=_WIDEST), count("num_attention_heads")
+        if hidden_size % heads:
+            key = key_of("hidden_size")[0]
+            fields.refuse(key, f"a multiple of the {heads} attention heads", hidden_size)
+        embedding_size = hidden_size
+        if architecture.projection != "never":
+            embedding_size = count("embedding_size", most=_WIDEST)
+        offset = count("pad_token_id", least=0) + 1 if architecture.position_offset else 0
+        types = count("type_vocab_size", 2, least=0) if architecture.token_types else 0
+        buckets = 0
+        if architecture.relative_bias:
+            buckets = count("relative_attention_num_buckets", 32, least=4)
+        labels = len(fields.get("id2label", dict, {})) or fields.integer("num_labels", 2)
+        hidden_dropout = fraction("hidden_dropout_prob", 0.1)
         return cls(
             model_type=model_type,
             vocab_size=count("vocab_size"),
             hidden_size=hidden_size,
-            embedding_size=(
-                hidden_size if architecture.projection == "never" else count("embedding_size")
-            ),
-            num_layers=count("num_hidden_layers"),
+            embedding_size=embedding_size,
+            num_layers=count("num_hidden_layers", most=_DEEPEST),
             num_heads=heads,
-            intermediate_size=count("intermediate_size"),
-            activation=_activation(raw, architecture, get("hidden_act", "gelu")),
-            max_positions=count("max_position_embeddings", 512),
-            position_offset=count("pad_token_id", least=0) + 1
-            if architecture.position_offset
-            else 0,
-            type_vocab_size=count("type_vocab_size", 2, least=0) if architecture.token_types else 0,
-            relative_buckets=(
-                count("relative_attention_num_buckets", 32) if architecture.relative_bias else 0
-            ),
-            eps=get("layer_norm_eps", 1e-12),
+            intermediate_size=count("intermediate_size", most=_WIDEST),
+            activation=_activation(fields, architecture, *key_of("hidden_act", "gelu")),
+            max_positions=count("max_position_embeddings", 512, least=offset + 1),
+            position_offset=offset,
+            type_vocab_size=types,
+            relative_buckets=buckets,
+            eps=fraction("layer_norm_eps", 1e-12),
             hidden_dropout=hidden_dropout,
-            attention_dropout=get("attention_probs_dropout_prob", 0.1),
-            classifier_dropout=get("classifier_dropout", hidden_dropout),
-            num_labels=len(raw["id2label"]) if raw.get("id2label") else raw.get("num_labels", 2),
-            tied=raw.get("tie_word_embeddings", True),
+            attention_dropout=fraction("attention_probs_dropout_prob", 0.1),
+            classifier_dropout=fraction("classifier_dropout", hidden_dropout),
+            num_labels=labels,
+            tied=fields.get("tie_word_embeddings", bool, True),
             raw=dict(raw),
         )
 
 
-def _model_type(raw: Mapping[str, Any]) -> str:
+def _model_type(fields: Fields) -> str:
     """MosaicBERT and JinaBERT call themselves bert; a field of their own gives them away."""
-    model_type = raw.get("model_type")
-    position = raw.get("position_embedding_type") or "absolute"
-    if model_type == "bert" and "alibi_starting_size" in raw:
+    model_type = fields.choice("model_type", ARCHITECTURES)
+    position = fields.get("position_embedding_type", str, "absolute")
+    if model_type == "bert" and "alibi_starting_size" in fields.values:
         return "mosaic_bert"
     if model_type == "bert" and position == "alibi":
         return "jina_bert"
-    if model_type not in ARCHITECTURES:
-        supported = ", ".join(ARCHITECTURES)
-        raise ValueError(f"config.json: model_type must be one of {supported}, got {model_type!r}")
     if position != "absolute" and ARCHITECTURES[model_type].positions:
-        raise ValueError(
-            f"config.json: position_embedding_type must be absolute or alibi, got {position!r}"
-        )
+        fields.refuse("position_embedding_type", "absolute or alibi", position)
     return model_type
 
 
-def _activation(raw: Mapping[str, Any], architecture: Architecture, name: str) -> str:
-    key, accepted = "hidden_act", ACTIVATIONS
+def _activation(fields: Fields, architecture: Architecture, key: str, default: str) -> str:
     if architecture.glu:
-        key, accepted = "feed_forward_type", GATED_ACTIVATIONS
-        name = raw.get(key, "geglu")
-    if name not in accepted:
-        raise ValueError(
-            f"config.json: {architecture.fields.get(key, key)} must be one of "
-            f"{', '.join(accepted)}, got {name!r}"
-        )
-    return accepted[name]
+        return GATED_ACTIVATIONS[fields.choice("feed_forward_type", GATED_ACTIVATIONS, "geglu")]
+    return ACTIVATIONS[fields.choice(key, ACTIVATIONS, default)]

@@ -1,6 +1,6 @@
 """The public models: sentence embeddings, and the three classic heads."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from tqdm import tqdm
@@ -11,6 +11,7 @@ from taut.encoder.tokenization import (
     Text,
     TokenBatch,
     batches,
+    check_ids,
     check_texts,
     flats_of_ids,
 )
@@ -22,12 +23,17 @@ UNLIMITED = 2**31 - 1  # tokens of a batch that must hold all texts: offsets are
 
 
 def _check_batch_tokens(op: str, batch_tokens: int) -> None:
-    if not isinstance(batch_tokens, int) or batch_tokens < 1:
+    if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
         raise ValueError(f"{op}: batch_tokens must be a positive int, got {batch_tokens!r}")
 
 
 class Encoder(Pretrained):
-    """Texts to embeddings, or packed token ids to hidden states."""
+    """Texts to embeddings, or packed token ids to hidden states.
+
+    On the CPU, in fp32 and bf16 (the dtype of the weights, or of torch.autocast), without gradients
+    and outside of torch.compile, what a text gives is the same, bit for bit, whatever else is in
+    the batch. Elsewhere torch's own matrix products run, which do not promise that.
+    """
 
     def forward(
         self,
@@ -47,7 +53,7 @@ class Encoder(Pretrained):
         texts = [prompt + text for text in texts] if prompt else texts
         return self._text_tokenizer(op).flats(texts)
 
-    def tokenize(self, texts: Sequence[str]) -> TokenBatch:
+    def tokenize(self, texts: Iterable[str]) -> TokenBatch:
         """One packed batch of all texts, for `forward`.
 
         Args:
@@ -64,7 +70,7 @@ class Encoder(Pretrained):
             raise ValueError("tokenize: texts must have at least one text, got none")
         return next(batches(self._flats("tokenize", texts), UNLIMITED))
 
-    def token_counts(self, texts: Sequence[str]) -> list[int]:
+    def token_counts(self, texts: Iterable[str]) -> list[int]:
         """How many tokens `encode` computes for each text, special tokens included.
 
         Args:
@@ -82,7 +88,7 @@ class Encoder(Pretrained):
     @torch.inference_mode()
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         batch_tokens: int = BATCH_TOKENS,
         normalize: bool | None = None,
@@ -91,11 +97,11 @@ class Encoder(Pretrained):
     ) -> torch.Tensor:
         """Embed texts.
 
-        A text's embedding is the same, bit for bit, whatever texts come with it. The encoder is in
-        eval mode afterwards.
+        On the CPU in fp32 and bf16 a text's embedding is the same, bit for bit, whatever texts come
+        with it. The encoder is in eval mode afterwards.
 
         Args:
-            texts: the texts; longer ones are cut to the model's length, "" is embedded too.
+            texts: a list or any other ordered iterable of str; longer ones are cut to the model's length, "" is embedded too.
             batch_tokens: tokens computed at a time.
             normalize: scale embeddings to length 1; None does as the checkpoint says.
             pooling: "mean", "cls", "max" or "last"; None does as the checkpoint says.
@@ -106,7 +112,7 @@ class Encoder(Pretrained):
 
         Raises:
             TypeError: texts is a str, or holds something else (its index is named).
-            ValueError: an unknown pooling, or batch_tokens below 1.
+            ValueError: an unknown pooling, batch_tokens below 1, or a text with a lone surrogate.
         """
         texts = check_texts("encode", texts)
         flats = self._flats("encode", texts)
@@ -117,7 +123,7 @@ class Encoder(Pretrained):
     @torch.inference_mode()
     def encode_ids(
         self,
-        ids: Sequence[Sequence[int]],
+        ids: Iterable[Sequence[int]],
         *,
         batch_tokens: int = BATCH_TOKENS,
         normalize: bool | None = None,
@@ -127,19 +133,22 @@ class Encoder(Pretrained):
         """Embed texts that are token ids already.
 
         Args:
-            ids: the token ids of each text, special tokens included, none too long for the model.
+            ids: the token ids of each text, special tokens included: lists, arrays or tensors of
+                ints, none empty, none too long for the model.
             batch_tokens, normalize, pooling, show_progress: as for `encode`.
 
         Returns:
             (len(ids), hidden_size), fp32, on the CPU, in the order of ids.
 
         Raises:
-            ValueError: an id or a text's length that the model does not have; as for `encode`.
+            TypeError: ids of a text that are no ints (the text is named).
+            ValueError: no ids, or an id or a text's length that the model does not have; as for
+                `encode`.
         """
-        ids = list(ids)
-        flats = flats_of_ids(ids)
+        rows = check_ids("encode_ids", ids, self.config.vocab_size)
+        flats = flats_of_ids(rows)
         return self._embed(
-            "encode_ids", flats, len(ids), batch_tokens, normalize, pooling, show_progress
+            "encode_ids", flats, len(rows), batch_tokens, normalize, pooling, show_progress
         )
 
     def _embed(self, op, flats, count, batch_tokens, normalize, pooling, show_progress):
@@ -186,7 +195,7 @@ class SequenceClassifier(_WithHead):
     task = "sequence"
 
     @torch.inference_mode()
-    def predict(self, texts: Sequence[Text], *, batch_tokens: int = BATCH_TOKENS) -> torch.Tensor:
+    def predict(self, texts: Iterable[Text], *, batch_tokens: int = BATCH_TOKENS) -> torch.Tensor:
         """Logits of texts, or of pairs of texts. The classifier is in eval mode afterwards.
 
         Args:
@@ -199,10 +208,7 @@ class SequenceClassifier(_WithHead):
         Raises:
             TypeError: naming the index of what is neither text nor pair, or not like the first.
         """
-        texts = [
-            text if isinstance(text, str) else tuple(text)
-            for text in check_texts("predict", texts, pairs=True)
-        ]
+        texts = check_texts("predict", texts, pairs=True)
         mixed = [i for i, text in enumerate(texts) if type(text) is not type(texts[0])]
         if mixed:
             raise TypeError(f"predict: texts must be all str or all pairs, differs at {mixed[0]}")

@@ -8,7 +8,7 @@ from torch.nn import functional
 from taut.encoder.config import EncoderConfig
 from taut.nn import Linear
 from taut.ops.activation import bias_glu
-from taut.ops.attention import varlen_attention_qkvpacked
+from taut.ops.attention import shared_plan, varlen_attention_qkvpacked
 from taut.ops.embedding import embed_layer_norm
 
 # Beyond this distance all tokens share a bucket of the relative position bias.
@@ -75,9 +75,15 @@ class Embeddings(torch.nn.Module):
             position = self.position.weight[self.position_offset :]
             if positions is None:
                 positions = positions_of(cu_seqlens, input_ids.shape[0])
+        ids, table = input_ids, self.word
+        if isinstance(table, torch.nn.Embedding):
+            table = table.weight
+        else:  # low-bit: the rows of this batch are its table
+            table = table(ids, self.norm.weight.dtype)
+            ids = torch.arange(ids.shape[0], dtype=ids.dtype, device=ids.device)
         hidden = embed_layer_norm(
-            input_ids,
-            self.word.weight,
+            ids,
+            table,
             positions=positions,
             position=position,
             token_type_ids=token_type_ids,
@@ -109,7 +115,7 @@ class Layer(torch.nn.Module):
         self.down = Linear(inner, hidden)
         self.output_norm = torch.nn.LayerNorm(hidden, eps=config.eps)
 
-    def forward(self, hidden, cu_seqlens, alibi_slopes=None, relative_bias=None):
+    def forward(self, hidden, cu_seqlens, alibi_slopes=None, relative_bias=None, plan=None):
         dropout = self.dropout if self.training else 0.0
         context = varlen_attention_qkvpacked(
             self.qkv(hidden).view(-1, *self.qkv_shape),
@@ -117,6 +123,7 @@ class Layer(torch.nn.Module):
             alibi_slopes=alibi_slopes,
             relative_bias=relative_bias,
             dropout_p=self.attention_dropout if self.training else 0.0,
+            plan=plan,
         )
         hidden = self.out.residual_layer_norm(
             context.view(hidden.shape), hidden, self.attention_norm, dropout
@@ -153,7 +160,7 @@ class Backbone(torch.nn.Module):
         self._fill_constants()
 
     def _fill_constants(self) -> None:
-        device = self.embeddings.word.weight.device
+        device = self.embeddings.norm.weight.device
         if self.config.architecture.alibi:
             self.alibi_slopes = alibi_slopes(self.config.num_heads).to(device)
         if self.relative_bias is not None:
@@ -199,6 +206,7 @@ class Backbone(torch.nn.Module):
             layers = [self.layers[0]] * self.config.num_layers
         else:
             layers = self.layers
+        plan = shared_plan(cu_seqlens, hidden.shape[0])
         for layer in layers:
-            hidden = layer(hidden, cu_seqlens, slopes, bias)
-        return hidden
+            hidden = layer(hidden, cu_seqlens, slopes, bias, plan)
+        return hidden if isinstance(hidden, torch.Tensor) else hidden.hidden

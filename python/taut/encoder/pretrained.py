@@ -1,12 +1,13 @@
 """What every model of this package shares: a backbone, perhaps a head, a tokenizer, its files."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 import torch
 
-from taut.encoder import checkpoint
+from taut.encoder import checkpoint, quantized_files
 from taut.encoder.config import EncoderConfig
 from taut.encoder.heads import HEADS
 from taut.encoder.model import Backbone
@@ -17,6 +18,14 @@ Model = TypeVar("Model", bound="Pretrained")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BATCH_TOKENS = 4096
+
+
+def _check_device(name: str, device: str | torch.device) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).split("\n", 1)[0]
+        raise ValueError(f"{name}: device must be usable, got {str(device)!r}: {cause}") from None
 
 
 class Pretrained(torch.nn.Module):
@@ -41,6 +50,7 @@ class Pretrained(torch.nn.Module):
         self.settings = settings or SentenceSettings()
         self.backbone = Backbone(config)
         self.head = HEADS[self.task](config) if self.task else None
+        self.quantization: dict | None = None  # what `quantize` was asked for
         self._tie()
 
     def _tie(self) -> None:
@@ -52,7 +62,7 @@ class Pretrained(torch.nn.Module):
         cls: type[Model],
         path_or_id: str | os.PathLike,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         max_length: int | None = None,
         tokenizer: str | os.PathLike | None = None,
@@ -63,7 +73,8 @@ class Pretrained(torch.nn.Module):
             path_or_id: a directory with config.json, safetensors (or pytorch_model.bin) and
                 tokenizer.json, perhaps with sentence-transformers' modules.json; or an id that
                 huggingface_hub resolves.
-            dtype: of the weights: torch.float32, bfloat16 or float16.
+            dtype: of the weights: torch.float32, bfloat16 or float16; of a quantized checkpoint
+                it concerns the rest. None: float32, or that of the quantized checkpoint.
             device: where the weights go.
             max_length: cut texts to this many tokens instead of what the checkpoint says; with a
                 position table its size is the limit, ALiBi encoders take any length.
@@ -74,13 +85,18 @@ class Pretrained(torch.nn.Module):
 
         Raises:
             FileNotFoundError: a file of the checkpoint is missing, or no such id.
-            ValueError: config.json asks for what is not supported, a file is corrupt, or tensors
-                do not fit (all of them are named).
+            TypeError: max_length is no int.
+            ValueError: no such dtype or device, no room for a token in max_length; config.json
+                asks for what is not supported, a file is corrupt (it is named), or tensors do not
+                fit (all of them are named).
         """
         name = f"{cls.__name__}.from_pretrained"
-        if dtype not in DTYPES:
+        if dtype is not None and dtype not in DTYPES:
             accepted = ", ".join(map(str, DTYPES))
             raise ValueError(f"{name}: dtype must be one of {accepted}, got {dtype}")
+        if max_length is not None and not isinstance(max_length, int):
+            raise TypeError(f"{name}: max_length must be an int, got {type(max_length).__name__}")
+        _check_device(name, device)
         directory, settings = read_settings(checkpoint.resolve(path_or_id))
         config = checkpoint.read_config(directory)
         if max_length is not None:
@@ -95,14 +111,24 @@ class Pretrained(torch.nn.Module):
         )
         with torch.inference_mode(False), torch.no_grad():
             with torch.device("meta"):
-                model = cls(config, text_tokenizer, settings).to(dtype)
-            model.to_empty(device=device)
-            model._tie()
-            checkpoint.load_parameters(model, config, cls.task, directory)
+                model = cls(config, text_tokenizer, settings)
+            quantization = quantized_files.quantization_config(directory)
+            if quantization is None:
+                model.to(dtype or torch.float32)
+                model._tie()
+                sources = checkpoint.Sources(model, config, cls.task, directory)
+                model.to_empty(device=device)
+                model._tie()
+                sources.fill(model)
+            else:
+                model.to(quantized_files.saved_dtype(directory)).to_empty(device="cpu")
+                quantized_files.load(model, quantization, directory)
+                model.to(device, dtype)
         return model.eval()
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write a checkpoint that `from_pretrained`, transformers and sentence-transformers read.
+        """Write a checkpoint that `from_pretrained`, transformers and sentence-transformers read;
+        that of a quantized model is for `from_pretrained` only (`quantized_files.py` describes it).
 
         It appears whole or not at all.
 
@@ -113,15 +139,55 @@ class Pretrained(torch.nn.Module):
             FileExistsError: `directory` exists and is not an empty directory.
         """
         with checkpoint.whole_or_nothing(directory) as scratch:
-            checkpoint.save_parameters(self, self.config, self.task, scratch)
+            if self.quantization is None:
+                checkpoint.save_parameters(self, self.config, self.task, scratch)
+            else:
+                quantized_files.save(self, scratch)
             if self.tokenizer is not None:
                 self.tokenizer.save(scratch)
             if self.task is None:
                 write_settings(scratch, self.settings, self.config.hidden_size)
 
+    def quantize(
+        self: Model,
+        scheme: str = "w8a8",
+        *,
+        layers: Mapping[str, str] | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        calibration: Sequence[str] | None = None,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> Model:
+        """A copy of the model over low-bit weights, for inference; heads stay as they are.
+
+        Args:
+            scheme: of every linear layer, by name (`taut.schemes` has the table), such as "w8a8";
+                "auto": the fastest on this machine, never slower than bf16, named afterwards in
+                `quantization["scheme"]`. The word table gets 8 bits per entry and a scale per row.
+            layers: other schemes for some of them: patterns such as "layers.0.*" or
+                "layers.*.down" -> scheme, later ones win; "embeddings.word" is "w8a16" or "float".
+            dtype: of everything else, and of the hidden states.
+            calibration: texts like those to come; up to 8192 tokens of them are run. Ranges of
+                activations come from them, and rounding errors of symmetric integers are
+                compensated for them ("GPTQ"), which 4 bits and fewer need. None: random token ids
+                give the ranges, and scales have the least squared error of the weights.
+            seed: of the random ids.
+            show_progress: show a progress bar.
+
+        Returns:
+            The quantized model, in eval mode.
+
+        Raises:
+            TypeError, ValueError: an unknown scheme or layer, calibration that holds no texts, a
+                model that is quantized already, a MaskedLM.
+        """
+        from taut.encoder.quantize import quantize
+
+        return quantize(self, scheme, layers, dtype, calibration, seed, show_progress)
+
     @property
     def device(self) -> torch.device:
-        return self.backbone.embeddings.word.weight.device
+        return self.backbone.embeddings.norm.weight.device
 
     def _hidden(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states of a batch and its cu_seqlens, on the device of the weights."""

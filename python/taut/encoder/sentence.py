@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from taut.encoder.checkpoint import read_json, write_json
+from taut.encoder.fields import Fields, read_json, write_json
 
 _POOLING_FLAGS = {  # sentence-transformers up to version 5
     "pooling_mode_cls_token": "cls",
@@ -36,22 +36,18 @@ class SentenceSettings:
     prompt: str = ""
 
 
-def _optional_json(path: Path) -> dict:
-    return read_json(path) if path.exists() else {}
-
-
 def _pooling_mode(path: Path) -> str:
-    config = read_json(path)
-    modes = config.get("pooling_mode")
+    fields = Fields.read(path)
+    modes = fields.values.get("pooling_mode")
     if modes is None:
-        modes = [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)] or ["mean"]
-    modes = [modes] if isinstance(modes, str) else modes
-    if len(modes) != 1 or modes[0] not in _POOLING:
-        accepted = ", ".join(_POOLING)
-        raise ValueError(f"{path}: pooling must be one of {accepted}, got {', '.join(modes)}")
-    if not config.get("include_prompt", True):
-        raise ValueError(f"{path}: include_prompt must be true, got false")
-    return _POOLING[modes[0]]
+        modes = [mode for flag, mode in _POOLING_FLAGS.items() if fields.get(flag, bool, False)]
+        modes = modes or ["mean"]
+    mode = modes[0] if isinstance(modes, list) and len(modes) == 1 else modes
+    if not isinstance(mode, str) or mode not in _POOLING:
+        fields.refuse("pooling", f"one of {', '.join(_POOLING)}", mode)
+    if not fields.get("include_prompt", bool, True):
+        fields.refuse("include_prompt", "true", False)
+    return _POOLING[mode]
 
 
 def read_settings(directory: Path) -> tuple[Path, SentenceSettings]:
@@ -65,30 +61,37 @@ def read_settings(directory: Path) -> tuple[Path, SentenceSettings]:
         return directory, SentenceSettings()
     transformer, pooling, normalize = directory, "mean", False
     for module in read_json(modules_path, list):
-        kind = module["type"].rpartition(".")[2]
+        fields = Fields(modules_path, module)
+        kind = fields.get("type", str).rpartition(".")[2]
         if kind not in _MODULES:
-            raise ValueError(
-                f"{modules_path}: module types must be {', '.join(_MODULES)}, got {kind}"
-            )
-        path = module["path"]
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise ValueError(f"{modules_path}: paths must stay in the checkpoint, got {path}")
+            fields.refuse("type", f"one of {', '.join(_MODULES)}", kind)
+        path = fields.get("path", str)
+        outside = Path(path).is_absolute() or ".." in Path(path).parts
+        if outside or (kind != "Normalize" and not (directory / path).is_dir()):
+            fields.refuse("path", "a directory in the checkpoint", path)
         if kind == "Transformer":
             transformer = directory / path
         elif kind == "Pooling":
             pooling = _pooling_mode(directory / path / "config.json")
         else:
             normalize = True
-    text = _optional_json(transformer / "sentence_bert_config.json")
-    prompts = _optional_json(directory / "config_sentence_transformers.json")
-    default = prompts.get("default_prompt_name")
+    text = Fields.read_optional(transformer / "sentence_bert_config.json")
+    limited = text.values.get("max_seq_length") is not None
     return transformer, SentenceSettings(
         pooling=pooling,
         normalize=normalize,
-        max_length=text.get("max_seq_length"),
-        lower_case=bool(text.get("do_lower_case")),
-        prompt=prompts["prompts"][default] if default else "",
+        max_length=text.integer("max_seq_length") if limited else None,
+        lower_case=text.get("do_lower_case", bool, False),
+        prompt=_prompt(directory / "config_sentence_transformers.json"),
     )
+
+
+def _prompt(path: Path) -> str:
+    fields = Fields.read_optional(path)
+    name = fields.get("default_prompt_name", str, "")
+    if not name:
+        return ""
+    return Fields(f"{path}: prompts", fields.get("prompts", dict)).get(name, str)
 
 
 def write_settings(directory: Path, settings: SentenceSettings, hidden_size: int) -> None:

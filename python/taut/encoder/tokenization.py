@@ -1,8 +1,9 @@
 """Texts -> packed token batches, ahead of the computation and without padding."""
 
 import itertools
+import reprlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 import tokenizers
 import torch
 
-from taut.encoder.checkpoint import read_json, write_json
+from taut.encoder.fields import LARGEST, Fields, write_json
 
 Text = str | tuple[str, str]
 
@@ -41,22 +42,46 @@ class Flat(NamedTuple):
     lengths: np.ndarray
 
 
-def check_texts(op: str, texts: Sequence[Text], pairs: bool = False) -> list[Text]:
-    """A list of texts, or TypeError naming the first that is none."""
+def _listed(op: str, name: str, values: Iterable, wanted: str) -> list:
+    """A list of what any iterable that has an order holds."""
+    try:
+        if isinstance(values, str | bytes | Mapping | Set):
+            raise TypeError
+        iterator = iter(values)
+    except TypeError:
+        got = type(values).__name__
+        raise TypeError(f"{op}: {name} must be a list of {wanted}, got {got}") from None
+    return list(iterator)
+
+
+def check_texts(op: str, texts: Iterable[Text], pairs: bool = False) -> list[Text]:
+    """A list of str (and pairs of str), whatever kinds of list, pair and str came.
+
+    Raises:
+        TypeError, ValueError: naming the first index of what is no text.
+    """
     wanted = "str or pairs of str" if pairs else "str"
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise TypeError(f"{op}: texts must be a list of {wanted}, got {type(texts).__name__}")
-    texts = list(texts)
-    for index, text in enumerate(texts):
-        if isinstance(text, str) or (pairs and _is_pair(text)):
-            continue
-        raise TypeError(f"{op}: texts must be {wanted}, got {type(text).__name__} at index {index}")
-    return texts
+    checked = []
+    for index, text in enumerate(_listed(op, "texts", texts, wanted)):
+        if not isinstance(text, str) and not (pairs and _is_pair(text)):
+            got = type(text).__name__
+            raise TypeError(f"{op}: texts must be {wanted}, got {got} at index {index}")
+        parts = tuple(map(str, (text,) if isinstance(text, str) else text))
+        try:
+            for part in parts:
+                part.encode()
+        except UnicodeEncodeError as error:
+            got = error.object[error.start]
+            raise ValueError(
+                f"{op}: texts must be Unicode, got the lone surrogate {got!r} at index {index}"
+            ) from None
+        checked.append(parts[0] if isinstance(text, str) else parts)
+    return checked
 
 
 def _is_pair(text) -> bool:
     return (
-        isinstance(text, tuple | list)
+        isinstance(text, tuple | list | np.ndarray)
         and len(text) == 2
         and isinstance(text[0], str)
         and isinstance(text[1], str)
@@ -91,6 +116,9 @@ class TextTokenizer:
         lower_case: lower-case texts first.
         token_types: pairs get token type ids.
         config: the contents of tokenizer_config.json, kept for other readers of the checkpoint.
+
+    Raises:
+        ValueError: max_length has no room for a token beside the special ones.
     """
 
     def __init__(
@@ -102,6 +130,12 @@ class TextTokenizer:
         token_types: bool = True,
         config: dict | None = None,
     ) -> None:
+        special = tokenizer.num_special_tokens_to_add(is_pair=False)
+        if not isinstance(max_length, int) or not special < max_length <= LARGEST:
+            raise ValueError(
+                f"TextTokenizer: max_length must be an int above {special}, the number of special "
+                f"tokens, got {max_length!r}"
+            )
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
         self._tokenizer = tokenizer
@@ -120,6 +154,13 @@ class TextTokenizer:
             limit: tokens the model can take at most; None if there is no end.
             wanted: tokens to cut texts to; None leaves it to tokenizer_config.json and the limit.
             options: as for the class.
+
+        Returns:
+            The tokenizer, cutting texts to the least of both numbers of tokens.
+
+        Raises:
+            FileNotFoundError: there is no tokenizer.json.
+            ValueError: a file is corrupt (it is named), or there is no room for a token.
         """
         path = directory / "tokenizer.json"
         if not path.exists():
@@ -130,14 +171,16 @@ class TextTokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"{path} is not a valid tokenizer: {error}") from None
-        has_config = (directory / _CONFIG).exists()
-        config = read_json(directory / _CONFIG) if has_config else {}
+        config = Fields.read_optional(directory / _CONFIG)
         if wanted is None:
-            wanted = config.get("model_max_length")
-        lengths = [int(length) for length in (limit, wanted) if length is not None]
-        return cls(tokenizer, min(lengths, default=512), config=config, **options)
+            wanted = config.values.get("model_max_length")
+            if wanted is not None and not (isinstance(wanted, int | float) and wanted >= 1):
+                config.refuse("model_max_length", "a number from 1 on", wanted)
+        lengths = [length for length in (limit, wanted) if length is not None]
+        return cls(tokenizer, int(min(lengths, default=512)), config=config.values, **options)
 
     def save(self, directory: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json into the directory."""
         self._tokenizer.save(str(directory / "tokenizer.json"))
         write_json(directory / _CONFIG, self._config)
 
@@ -147,7 +190,10 @@ class TextTokenizer:
                 text.lower() if isinstance(text, str) else (text[0].lower(), text[1].lower())
                 for text in texts
             ]
-        encodings = self._tokenizer.encode_batch_fast(texts)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ValueError(f"the tokenizer cannot encode the texts: {error}") from None
         lengths = np.fromiter(map(len, encodings), dtype=np.int32, count=len(encodings))
         total = int(lengths.sum())
         types = None
@@ -159,7 +205,16 @@ class TextTokenizer:
         """The texts' tokens in chunks, the next ones being made while the caller computes.
 
         All of `texts` must be strings, or all pairs.
+
+        Raises:
+            ValueError: the tokenizer fails, or max_length has no room for pairs.
         """
+        special = self._tokenizer.num_special_tokens_to_add(is_pair=True)
+        if texts and not isinstance(texts[0], str) and self.max_length <= special:
+            raise ValueError(
+                f"TextTokenizer: max_length must be above {special} for pairs, the number of "
+                f"special tokens, got {self.max_length}"
+            )
         chunks = (texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK))
         if len(texts) <= CHUNK:
             yield from map(self._encode, chunks)
@@ -180,12 +235,42 @@ class TextTokenizer:
                     future.cancel()
 
 
-def flats_of_ids(ids: list[Sequence[int]]) -> Iterator[Flat]:
+def check_ids(op: str, ids: Iterable[Sequence[int]], vocabulary: int) -> list[np.ndarray]:
+    """Each text's token ids as int32.
+
+    Raises:
+        TypeError, ValueError: naming the text whose ids are no ints, none at all, or outside of the
+            vocabulary.
+    """
+    rows = _listed(op, "ids", ids, "lists of ints")
+    return [_int32(f"{op}: ids[{index}]", row, vocabulary) for index, row in enumerate(rows)]
+
+
+def _int32(name: str, row: Sequence[int], vocabulary: int) -> np.ndarray:
+    is_array = isinstance(row, np.ndarray | torch.Tensor)
+    try:
+        values = np.asarray(row)
+        integers = values.size == 0 or values.dtype.kind in "iu"
+    except (TypeError, ValueError, RuntimeError):  # ragged, or a tensor numpy has no type for
+        integers = False
+    # numpy would take True among ints for 1.
+    if not integers or values.ndim != 1 or not is_array and bool in map(type, row):
+        got = f"{tuple(row.shape)} of {row.dtype}" if is_array else reprlib.repr(row)
+        raise TypeError(f"{name} must be a list of ints, got {got}")
+    if values.size == 0:
+        raise ValueError(f"{name} must have at least one id, got none")
+    outside = (values < 0) | (values >= vocabulary)
+    if outside.any():
+        at = int(outside.argmax())
+        raise ValueError(f"{name} must be in [0, {vocabulary}), got {values[at]} at index {at}")
+    return values.astype(np.int32)
+
+
+def flats_of_ids(ids: list[np.ndarray]) -> Iterator[Flat]:
     """What `TextTokenizer.flats` gives, from token ids."""
     for start in range(0, len(ids), CHUNK):
         chunk = ids[start : start + CHUNK]
-        lengths = np.fromiter(map(len, chunk), dtype=np.int32, count=len(chunk))
-        yield Flat(_flatten(chunk, int(lengths.sum())), None, lengths)
+        yield Flat(np.concatenate(chunk), None, np.array([len(row) for row in chunk], np.int32))
 
 
 def batches(flats: Iterable[Flat], batch_tokens: int) -> Iterator[TokenBatch]:

@@ -1,6 +1,10 @@
 """How public functions reach the dispatcher."""
 
+import re
+import reprlib
+
 import torch
+from torch.autograd import forward_ad
 
 from taut.registry import Op
 
@@ -9,13 +13,28 @@ _is_grad_enabled = torch.is_grad_enabled
 _is_inference = torch.is_inference_mode_enabled
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
+# What the dispatcher says of an argument of the wrong type.
+_WRONG_TYPE = re.compile(r"Expected a value of type '(.+)' for argument '(\w+)' but instead found")
+_TYPES = {
+    "Tensor": "a torch.Tensor",
+    "int": "an int",
+    "float": "a float",
+    "bool": "a bool",
+    "str": "a str",
+    "List[int]": "a list of ints",
+    "List[float]": "a list of floats",
+}
+
 
 def call(op: Op, *args):
-    """Run `op`. Native launchers check every argument themselves (in C++, without cost here); when
-    one refuses, the op's own check says why as a TypeError or ValueError.
+    """Run `op`. Native launchers check every argument themselves (in C++, without cost here), and
+    the dispatcher their types; when one refuses, it is said again in the words of this package, as
+    a TypeError or ValueError.
 
     Everything here runs on every call: bench_overhead.py measures what it costs.
     """
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(op, args)
     try:
         if _is_compiling():
             return op.overload(*args)
@@ -29,9 +48,33 @@ def call(op: Op, *args):
         with _BelowAutograd():
             return op.entry(*args)
     except (RuntimeError, TypeError) as error:
+        message = str(error).split("\n", 1)[0]
+        if wrong := _WRONG_TYPE.search(message):
+            raise TypeError(_type_message(op, args, *wrong.groups())) from None
+        op.tensors(args)
         if op.check is not None:
             op.check(*op.complete(args))
-        message = str(error).split("\n", 1)[0]
         if message.startswith(f"{op.name}: "):  # found in the data, such as malformed cu_seqlens
             raise ValueError(message) from None
         raise
+
+
+def _type_message(op: Op, args: tuple, wanted: str, name: str) -> str:
+    if optional := re.fullmatch(r"Optional\[(.+)\]", wanted):
+        wanted = optional[1]
+    words = _TYPES.get(wanted, wanted) + (" or None" if optional else "")
+    value = dict(zip((a.name for a in op.overload._schema.arguments), args, strict=False))[name]
+    # A list may hold something else, an int may be too large: the type alone does not say.
+    telling = (list, tuple) if wanted.startswith("List") else int if wanted == "int" else ()
+    got = reprlib.repr(value) if isinstance(value, telling) else type(value).__name__
+    return f"{op.name}: {name} must be {words}, got {got}"
+
+
+def _refuse_tangents(op: Op, args: tuple) -> None:
+    """The ops have gradients for reverse mode only, and torch would drop tangents in silence."""
+    for argument, value in zip(op.overload._schema.arguments, args, strict=False):
+        if isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise NotImplementedError(
+                f"{op.name}: {argument.name} must have no tangent, got one; "
+                "forward-mode differentiation is not supported"
+            )

@@ -54,7 +54,7 @@ def unpack_weight(packed: torch.Tensor, out_features: int, in_features: int) -> 
     """The exact inverse of `pack_weight`.
 
     Args:
-        packed: what `pack_weight` gave for an (out_features, in_features) weight.
+        packed: what `pack_weight` gave for an (out_features, in_features) weight; fp32 or bf16.
         out_features, in_features: the shape of that weight.
 
     Returns:

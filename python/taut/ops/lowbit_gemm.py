@@ -49,7 +49,7 @@ def unpack_lowbit(
     """The exact inverse of `pack_lowbit`.
 
     Args:
-        packed: what `pack_lowbit` gave for an (out_features, in_features) weight.
+        packed: what `pack_lowbit` gave for an (out_features, in_features) weight, uint8.
         bits: 2, 3, 4 or 8.
         out_features, in_features: the shape of that weight.
 
@@ -65,6 +65,8 @@ def unpack_lowbit(
 def _operands(op, x, weight, bias, x_scale, activation) -> tuple:
     if not isinstance(weight, LowbitWeight):
         raise TypeError(f"{op}: weight must be a LowbitWeight, got {type(weight).__name__}")
+    if not isinstance(activation, str):
+        raise TypeError(f"{op}: activation must be a str, got {type(activation).__name__}")
     if activation not in _X_BITS:
         accepted = ", ".join(_X_BITS)
         raise ValueError(f"{op}: activation must be one of {accepted}, got {activation!r}")
@@ -130,7 +132,7 @@ def lowbit_linear_quantize(
 
     Args:
         x, weight, bias, activation, epilogue, x_scale: as in `lowbit_linear`.
-        out_bits: 4 or 8, of the result ("absmax" grid).
+        out_bits: 4 or 8, of the result, int8 in any case ("absmax" grid).
         out_group_size: columns of the result that share a scale: 32, 64, 128, 256, or 0 for all.
 
     Returns:
@@ -155,6 +157,8 @@ def lowbit_linear_layer_norm(
     activation: str = "int8",
     x_scale: torch.Tensor | None = None,
     quantize: bool = False,
+    quant_weight: torch.Tensor | None = None,
+    quant_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """LayerNorm(x W^T + bias + residual), and the same quantized per token; for inference.
 
@@ -164,6 +168,8 @@ def lowbit_linear_layer_norm(
         norm_weight, norm_bias: (out_features,), dtype of residual.
         eps: added to the variance.
         quantize: whether q and scale are wanted; they are empty otherwise.
+        quant_weight, quant_bias: (out_features,), dtype of residual; scale and shift of what is
+            quantized, in place of norm_weight and norm_bias as soon as one of them is given.
 
     Returns:
         out like residual; q (total_tokens, out_features), int8, quantized from the fp32 value
@@ -173,4 +179,7 @@ def lowbit_linear_layer_norm(
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
     operands = _operands("lowbit_linear_layer_norm", x, weight, bias, x_scale, activation)
-    return call(_LINEAR_LAYER_NORM, *operands, residual, norm_weight, norm_bias, eps, quantize)
+    return call(
+        _LINEAR_LAYER_NORM,
+        *operands, residual, norm_weight, norm_bias, eps, quantize, quant_weight, quant_bias,
+    )  # fmt: skip

@@ -73,7 +73,8 @@ def layer_norm_quantize(
     Args:
         x: (total_tokens, columns), fp32, fp16 or bf16.
         weight, norm_bias: (columns,), dtype of x; scale and shift of out.
-        residual: like x. bias: (columns,), dtype of x.
+        residual: (total_tokens, columns), dtype of x.
+        bias: (columns,), dtype of x.
         quant_weight, quant_bias: (columns,), dtype of x; scale and shift of what is quantized,
             in place of weight and norm_bias as soon as one of them is given.
         eps: added to the variance.
@@ -102,7 +103,7 @@ def kronecker(x: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch
         right: (b, b), dtype of x.
 
     Returns:
-        Like x, summed in fp32 and rounded once.
+        (total_tokens, a * b), dtype of x; summed in fp32 and rounded once.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

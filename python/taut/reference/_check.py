@@ -1,4 +1,6 @@
-"""Argument checks: "<op>: <argument> must be <what was expected>, got <what came>"."""
+"""Argument checks: "<op>: <argument> must be <what was expected>, got <what came>".
+
+Types are checked before, by the dispatcher: see ops/_call.py."""
 
 import torch
 
@@ -12,8 +14,6 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def check_tensor(op: str, name: str, value, shape: tuple, meaning: str, dtypes: tuple) -> None:
     """`shape` holds sizes, or None where any size will do; `meaning` is the shape in words."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dim() != len(shape) or any(
         want is not None and have != want for have, want in zip(value.shape, shape, strict=True)
     ):
@@ -30,7 +30,9 @@ def check_optional_tensor(op, name, value, shape, meaning, dtypes) -> None:
 
 def check_choice(op: str, name: str, value, accepted: tuple) -> None:
     if value not in accepted:
-        raise ValueError(f"{op}: {name} must be one of {', '.join(accepted)}, got {value!r}")
+        raise ValueError(
+            f"{op}: {name} must be one of {', '.join(map(str, accepted))}, got {value!r}"
+        )
 
 
 def readable(t: torch.Tensor) -> bool:

@@ -5,7 +5,7 @@ For query i and key j of one sequence with len_q queries and len_k keys, ends al
     distance = i + len_k - len_q - j
     score    = softmax_scale * q_i . k_j, then softcap * tanh(score / softcap) if softcap > 0
     score   += -alibi_slope * |distance| + relative_bias[clamp(-distance, -R, R) + R]
-    visible  = -window_size[1] <= distance <= window_size[0] (-1: no limit), distance >= 0 if causal
+    visible  = -window_right <= distance <= window_left (-1: no limit), distance >= 0 if causal
     p        = softmax of the visible scores; 0 for every key of a row that sees none
     p        = clamp((zeta - gamma) * p + gamma, 0, 1) on visible keys, if clip = (zeta, gamma)
     p        = p / (1 - dropout_p) where `dropout_keep` says so, else 0
@@ -26,6 +26,9 @@ from taut.reference._check import (
     check_optional_tensor,
     check_tensor,
 )
+from taut.reference.attention_plan import attention_plan as attention_plan
+from taut.reference.attention_plan import check_attention_plan as check_attention_plan
+from taut.reference.attention_plan import plan_rows
 
 
 def _wide(t):
@@ -44,20 +47,18 @@ def _check_head_dim(op, name, head_dim):
 
 
 def _check_real(op, name, value, accepted, meaning):
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
     if not (math.isfinite(value) and accepted(value)):
         raise ValueError(f"{op}: {name} must be {meaning}, got {value}")
 
 
 def _check_options(
-    op, heads, batch, softmax_scale, alibi_slopes, relative_bias, window_size, softcap, clip,
-    dropout_p,
+    op, heads, batch, softmax_scale, alibi_slopes, relative_bias, window_left, window_right,
+    softcap, clip, dropout_p,
 ):  # fmt: skip
-    _check_real(op, "softmax_scale", softmax_scale, lambda x: x > 0, "positive")
+    if softmax_scale is not None:
+        _check_real(op, "softmax_scale", softmax_scale, lambda x: x > 0, "positive")
     if alibi_slopes is not None:
-        two = isinstance(alibi_slopes, torch.Tensor) and alibi_slopes.dim() == 2
-        shape = (batch, heads) if two else (heads,)
+        shape = (batch, heads) if alibi_slopes.dim() == 2 else (heads,)
         meaning = f"({heads},) or ({batch}, {heads}), one per head"
         check_tensor(op, "alibi_slopes", alibi_slopes, shape, meaning, REFERENCE_FLOATS[::3])
     check_optional_tensor(
@@ -68,9 +69,10 @@ def _check_options(
         raise ValueError(
             f"{op}: relative_bias must be ({heads}, 2R + 1), got {tuple(relative_bias.shape)}"
         )
-    if len(window_size) != 2 or any(side < -1 for side in window_size):
+    window_size = window_left, window_right
+    if min(window_size) < -1:
         raise ValueError(
-            f"{op}: window_size must be (left, right), each at least -1, got {tuple(window_size)}"
+            f"{op}: window_size must be (left, right), each at least -1, got {window_size}"
         )
     _check_real(op, "softcap", softcap, lambda x: x >= 0, "at least 0")
     if clip is not None and not (len(clip) == 2 and clip[0] >= 1 and clip[1] <= 0):
@@ -80,9 +82,16 @@ def _check_options(
     _check_real(op, "dropout_p", dropout_p, lambda x: 0 <= x < 1, "in [0, 1)")
 
 
+def _check_plan(op, plan, batch, total_q):
+    """The rest of a plan is not looked at: kernels stay inside their memory whatever it says."""
+    shape = (plan_rows(batch, total_q), 2)
+    check_optional_tensor(op, "plan", plan, shape, f"{shape}", (torch.int32,))
+
+
 def check_varlen_attention(
     q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, alibi_slopes, relative_bias, causal,
-    window_size, softcap, clip, dropout_p, dropout_seed, op="varlen_attention",
+    window_left, window_right, softcap, clip, dropout_p, dropout_seed, plan=None,
+    op="varlen_attention",
 ):  # fmt: skip
     check_tensor(op, "q", q, (None,) * 3, "(total_q, heads, head_dim)", REFERENCE_FLOATS)
     _, heads, head_dim = q.shape
@@ -97,6 +106,7 @@ def check_varlen_attention(
     shape = tuple(k.shape)
     check_tensor(op, "v", v, shape, f"{shape} like k", (q.dtype,))
     check_cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, q.shape[0])
+    cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
     check_cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, k.shape[0])
     if cu_seqlens_q.shape != cu_seqlens_k.shape:
         raise ValueError(
@@ -105,13 +115,15 @@ def check_varlen_attention(
         )
     _check_options(
         op, heads, cu_seqlens_q.shape[0] - 1, softmax_scale, alibi_slopes, relative_bias,
-        window_size, softcap, clip, dropout_p,
+        window_left, window_right, softcap, clip, dropout_p,
     )  # fmt: skip
+    _check_plan(op, plan, cu_seqlens_q.shape[0] - 1, q.shape[0])
 
 
 def check_varlen_attention_qkvpacked(
-    qkv, bias, cu_seqlens, softmax_scale, alibi_slopes, relative_bias, causal, window_size,
-    softcap, clip, dropout_p, dropout_seed, op="varlen_attention_qkvpacked",
+    qkv, bias, cu_seqlens, softmax_scale, alibi_slopes, relative_bias, causal, window_left,
+    window_right, softcap, clip, dropout_p, dropout_seed, plan=None,
+    op="varlen_attention_qkvpacked",
 ):  # fmt: skip
     check_tensor(
         op, "qkv", qkv, (None, 3, None, None), "(total, 3, heads, head_dim)", REFERENCE_FLOATS
@@ -123,8 +135,9 @@ def check_varlen_attention_qkvpacked(
     check_cu_seqlens(op, "cu_seqlens", cu_seqlens, qkv.shape[0])
     _check_options(
         op, heads, cu_seqlens.shape[0] - 1, softmax_scale, alibi_slopes, relative_bias,
-        window_size, softcap, clip, dropout_p,
+        window_left, window_right, softcap, clip, dropout_p,
     )  # fmt: skip
+    _check_plan(op, plan, cu_seqlens.shape[0] - 1, qkv.shape[0])
 
 
 def _check_saved(op, q_shape, dtype, grad_out, out, logsumexp):
@@ -191,9 +204,14 @@ def dropout_keep(dropout_p: float, seed: int, heads: int, rows, keys: int):
 # ---- forward
 
 
+def _scale_of(softmax_scale, q):
+    return 1 / math.sqrt(q.shape[2]) if softmax_scale is None else softmax_scale
+
+
 def _segments(cu_seqlens_q, cu_seqlens_k):
     """(sequence, rows of q, rows of k) of every sequence that has queries."""
-    begin_q, begin_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    begin_q = cu_seqlens_q.tolist()
+    begin_k = begin_q if cu_seqlens_k is None else cu_seqlens_k.tolist()
     for b in range(len(begin_q) - 1):
         if begin_q[b + 1] > begin_q[b]:
             yield b, slice(begin_q[b], begin_q[b + 1]), slice(begin_k[b], begin_k[b + 1])
@@ -213,7 +231,7 @@ def _slopes_of(alibi_slopes, sequence):
     return alibi_slopes[sequence] if alibi_slopes.dim() == 2 else alibi_slopes
 
 
-def _scores(q, k, sequence, scale, alibi_slopes, relative_bias, causal, window_size, softcap):
+def _scores(q, k, sequence, scale, alibi_slopes, relative_bias, causal, left, right, softcap):
     """Scores (heads, len_q, len_k) with -inf for hidden keys, and before the biases were added."""
     capped = scale * torch.einsum("qhd,khd->hqk", q, k)
     if softcap > 0:
@@ -225,7 +243,6 @@ def _scores(q, k, sequence, scale, alibi_slopes, relative_bias, causal, window_s
         scores = scores - slopes[:, None, None] * distance.abs()
     if relative_bias is not None:
         scores = scores + relative_bias.to(q.dtype)[:, _bias_column(distance, relative_bias)]
-    left, right = window_size
     hidden = torch.zeros_like(distance, dtype=torch.bool)
     if causal or right >= 0:
         hidden |= distance < -max(0 if causal else right, 0)
@@ -257,16 +274,17 @@ def _keep_factor(p, dropout_p, dropout_seed, rows):
 
 def varlen_attention(
     q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, alibi_slopes, relative_bias, causal,
-    window_size, softcap, clip, dropout_p, dropout_seed,
+    window_left, window_right, softcap, clip, dropout_p, dropout_seed, plan=None,
 ):  # fmt: skip
-    heads = q.shape[1]
+    heads, softmax_scale = q.shape[1], _scale_of(softmax_scale, q)
     out, logsumexp = [], []
     for b, rows_q, rows_k in _segments(cu_seqlens_q, cu_seqlens_k):
         query = _wide(q[rows_q])
         key, value = (_repeat_heads(_wide(t[rows_k]), heads) for t in (k, v))
         scores, _ = _scores(
-            query, key, b, softmax_scale, alibi_slopes, relative_bias, causal, window_size, softcap
-        )
+            query, key, b, softmax_scale, alibi_slopes, relative_bias, causal,
+            window_left, window_right, softcap,
+        )  # fmt: skip
         logsumexp.append(torch.logsumexp(scores, 2))
         p = _softmax(scores, logsumexp[-1])
         if clip is not None:
@@ -296,9 +314,10 @@ def _with_bias(qkv, bias):
 
 def varlen_attention_backward(
     grad_out, q, k, v, out, logsumexp, cu_seqlens_q, cu_seqlens_k, softmax_scale, alibi_slopes,
-    relative_bias, causal, window_size, softcap, clip, dropout_p, dropout_seed,
+    relative_bias, causal, window_left, window_right, softcap, clip, dropout_p, dropout_seed,
+    plan=None,
 ):  # fmt: skip
-    heads = q.shape[1]
+    heads, softmax_scale = q.shape[1], _scale_of(softmax_scale, q)
     grads = [torch.zeros_like(_wide(t), memory_format=torch.contiguous_format) for t in (q, k, v)]
     dslopes, dbias = (
         q.new_zeros((0,) if t is None else t.shape, dtype=grads[0].dtype)
@@ -308,8 +327,9 @@ def varlen_attention_backward(
         query, grad = _wide(q[rows_q]), _wide(grad_out[rows_q])
         key, value = (_repeat_heads(_wide(t[rows_k]), heads) for t in (k, v))
         scores, capped = _scores(
-            query, key, b, softmax_scale, alibi_slopes, relative_bias, causal, window_size, softcap
-        )
+            query, key, b, softmax_scale, alibi_slopes, relative_bias, causal,
+            window_left, window_right, softcap,
+        )  # fmt: skip
         p = _softmax(scores, logsumexp[:, rows_q].to(scores.dtype))
         used = p
         dp = torch.einsum("qhd,khd->hqk", grad, value)

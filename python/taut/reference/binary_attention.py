@@ -21,7 +21,7 @@ import math
 
 import torch
 
-from taut._binary_fakes import WORD
+from taut.formats import WORD
 from taut.reference._check import (
     FLOATS,
     REFERENCE_FLOATS,

@@ -11,10 +11,9 @@ in fp32.
 import torch
 from torch.nn import functional
 
-from taut._binary_fakes import WORD, words_of
+from taut.formats import PANEL, WORD, words_of
 from taut.reference._check import FLOATS, check_choice, check_optional_tensor, check_tensor
 from taut.reference.dense_gemm import ACTIVATIONS
-from taut.registry import PANEL
 
 TIES = ("strict", "geq")
 MAX_IN_FEATURES = 65536  # 128 * 2^16 < 2^24: sums are exact in fp32 too

@@ -4,8 +4,8 @@ result is rounded once at the end."""
 import torch
 from torch.nn import functional
 
+from taut.formats import PANEL
 from taut.reference._check import check_choice, check_optional_tensor, check_tensor
-from taut.registry import PANEL
 
 DTYPES = (torch.float32, torch.bfloat16)
 ACTIVATIONS = {
@@ -26,8 +26,6 @@ def _packed_shape(out_features, in_features, dtype):
 
 
 def _check_packed(op, packed, out_features, in_features, dtypes):
-    if not isinstance(packed, torch.Tensor):
-        raise TypeError(f"{op}: packed must be a torch.Tensor, got {type(packed).__name__}")
     for name, value in (("out_features", out_features), ("in_features", in_features)):
         if value < 1:
             raise ValueError(f"{op}: {name} must be at least 1, got {value}")

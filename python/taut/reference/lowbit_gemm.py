@@ -14,13 +14,11 @@ so that only the last line rounds as the backend likes, and not even that where 
 import torch
 from torch.nn import functional
 
-from taut.formats import BITS, GROUP_SIZES, dequantize_codes, pack_codes, unpack_codes
+from taut.formats import BITS, BLOCK, GROUP_SIZES, PANEL, dequantize_codes, pack_codes, unpack_codes
 from taut.reference._check import FLOATS, check_choice, check_optional_tensor, check_tensor
 from taut.reference.dense_gemm import ACTIVATIONS
 from taut.reference.quantize import quantize_per_token, quantize_rows
-from taut.registry import PANEL
 
-BLOCK = 64  # k per block of a packed weight
 MAX_IN_FEATURES = 65536  # 255 * 128 * 65536 < 2^31: sums stay within int32
 OUT_DTYPES = (torch.float32, torch.bfloat16)
 X_BITS = (0, 4, 8)  # 0: activations stay floating point
@@ -138,7 +136,7 @@ def check_lowbit_linear_quantize(
 
 def check_lowbit_linear_layer_norm(
     x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size, x_bits,
-    residual, weight, norm_bias, eps, quantize=False,
+    residual, norm_weight, norm_bias, eps, quantize=False, quant_weight=None, quant_bias=None,
 ):  # fmt: skip
     op = "lowbit_linear_layer_norm"
     _check_linear(
@@ -147,7 +145,11 @@ def check_lowbit_linear_layer_norm(
     )  # fmt: skip
     shape = (x.shape[0], out_features)
     check_tensor(op, "residual", residual, shape, f"{shape}", FLOATS)
-    for name, value in (("weight", weight), ("norm_bias", norm_bias)):
+    affine = {
+        "norm_weight": norm_weight, "norm_bias": norm_bias,
+        "quant_weight": quant_weight, "quant_bias": quant_bias,
+    }  # fmt: skip
+    for name, value in affine.items():
         check_optional_tensor(op, name, value, shape[1:], str(shape[1:]), (residual.dtype,))
 
 
@@ -226,7 +228,7 @@ def _linear(
         )
     else:
         weight = dequantize_codes(codes, scale, zero_point, codebook, bits, group_size)
-        total = x.float() @ weight.T
+        total = x.to(weight.dtype) @ weight.T
     return total if bias is None else total + bias.float()
 
 
@@ -258,16 +260,23 @@ def lowbit_linear_quantize(
 
 def lowbit_linear_layer_norm(
     x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size, x_bits,
-    residual, weight, norm_bias, eps, quantize=False,
+    residual, norm_weight, norm_bias, eps, quantize=False, quant_weight=None, quant_bias=None,
 ):  # fmt: skip
     total = _linear(
         x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size,
         x_bits,
     )  # fmt: skip
     total = total + residual.float()
-    affine = (None if t is None else t.float() for t in (weight, norm_bias))
-    out = functional.layer_norm(total, total.shape[1:], *affine, eps)
+
+    def normalized(*affine):
+        affine = (None if t is None else t.to(total.dtype) for t in affine)
+        return functional.layer_norm(total, total.shape[1:], *affine, eps)
+
+    out = normalized(norm_weight, norm_bias)
     if quantize:
-        q, q_scale = quantize_rows(out, 8)
+        migrated = out
+        if quant_weight is not None or quant_bias is not None:
+            migrated = normalized(quant_weight, quant_bias)
+        q, q_scale = quantize_rows(migrated, 8)
         return out.to(residual.dtype), q, q_scale[:, None]
     return out.to(residual.dtype), x.new_empty((0, 0), dtype=torch.int8), scale.new_empty((0, 0))

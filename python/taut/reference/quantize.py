@@ -15,25 +15,28 @@ HADAMARD = 128
 # Clipping of a standard normal with least squared error: Panferov et al., "QuEST", 2025.
 MIDRISE_CLIP = {2: 1.49353, 3: 2.05107, 4: 2.51393, 8: 3.88494}
 ACTIVATION_BITS = (2, 3, 4, 8)
+SMALLEST = 1e-36  # a row of lesser magnitudes has smaller codes: 1 / absmax would not be finite
 
 
-def _check_grid(op, bits, grid, group_size):
-    check_choice(op, "bits", bits, ACTIVATION_BITS)
-    check_choice(op, "grid", grid, GRIDS)
-    if not isinstance(group_size, int) or group_size < 0:
-        raise ValueError(f"{op}: group_size must be 0 or more, got {group_size!r}")
+def _check_x(op, x):
+    check_tensor(op, "x", x, (None, None), "(total_tokens, columns)", FLOATS)
+    if x.shape[1] == 0:
+        raise ValueError(f"{op}: x must have at least one column, got {tuple(x.shape)}")
 
 
 def check_quantize_per_token(
     x, channel_scale=None, channel_shift=None, bits=8, grid="absmax", hadamard=False, group_size=0
 ):
     op = "quantize_per_token"
-    check_tensor(op, "x", x, (None, None), "(total_tokens, columns)", FLOATS)
+    _check_x(op, x)
     columns = (x.shape[1],)
     for name, value in (("channel_scale", channel_scale), ("channel_shift", channel_shift)):
         meaning = f"{columns}, one per column of x"
         check_optional_tensor(op, name, value, columns, meaning, (torch.float32,))
-    _check_grid(op, bits, grid, group_size)
+    check_choice(op, "bits", bits, ACTIVATION_BITS)
+    check_choice(op, "grid", grid, GRIDS)
+    if group_size < 0:
+        raise ValueError(f"{op}: group_size must be 0 or more, got {group_size}")
     if hadamard and x.shape[1] % HADAMARD:
         raise ValueError(f"{op}: x must have a multiple of {HADAMARD} columns, got {x.shape[1]}")
 
@@ -42,7 +45,7 @@ def check_layer_norm_quantize(
     x, residual, bias, weight, norm_bias, quant_weight, quant_bias, eps, bits=8
 ):
     op = "layer_norm_quantize"
-    check_tensor(op, "x", x, (None, None), "(total_tokens, columns)", FLOATS)
+    _check_x(op, x)
     shape, like = tuple(x.shape), (x.dtype,)
     check_optional_tensor(op, "residual", residual, shape, f"{shape} like x", like)
     for name, value in (("bias", bias), ("weight", weight), ("norm_bias", norm_bias)):
@@ -54,7 +57,7 @@ def check_layer_norm_quantize(
 
 def check_kronecker(x, left, right):
     op = "kronecker"
-    check_tensor(op, "x", x, (None, None), "(total_tokens, columns)", FLOATS)
+    _check_x(op, x)
     for name, value in (("left", left), ("right", right)):
         check_tensor(op, name, value, (None, None), "(n, n)", (x.dtype,))
         if value.shape[0] != value.shape[1]:
@@ -75,7 +78,7 @@ def hadamard_transform(x: torch.Tensor) -> torch.Tensor:
     rows, columns = x.shape
     stride = 1
     while stride < HADAMARD:
-        pairs = x.view(rows, -1, 2, stride)
+        pairs = x.view(rows, columns // (2 * stride), 2, stride)
         even, odd = pairs[:, :, 0], pairs[:, :, 1]
         x = torch.stack((even + odd, even - odd), 2).view(rows, columns)
         stride *= 2
@@ -97,9 +100,9 @@ def quantize_rows(x: torch.Tensor, bits: int, grid: str = "absmax"):
         q = (x / scale[:, None]).floor()
     else:
         top = torch.tensor(float(half if grid == "full_range" else half - 1), device=x.device)
-        absmax = x.abs().amax(1) if x.shape[1] else x.new_zeros(x.shape[0])
+        absmax = x.abs().amax(1)
         scale = absmax / top
-        inverse = torch.where(absmax > 0, top / absmax, 0.0)
+        inverse = top / absmax.clamp(min=SMALLEST)
         q = (x * inverse[:, None]).round()
     scale = torch.where(finite, scale, torch.nan)
     q = torch.where(finite[:, None], q, 0).clamp(-half, half - 1)

@@ -1,0 +1,96 @@
+// Ints: Vec::kWidth int32 lanes, and their ways from fp32 and to int8.
+//
+//   Ints::zero()
+//   a + b, max(a, b)
+//   bits_of(v)                the bits of fp32 lanes
+//   to_ints(v)                to the nearest whole number, halves to even, for |v| < 2^22
+//   reduce_add, reduce_max
+//   store(i, p, n)            the first n lanes to p, each within [-128, 127]
+#pragma once
+#include "cpu/isa/vec.h"
+
+namespace taut {
+namespace TAUT_ISA {
+
+#if defined(TAUT_ISA_portable)
+
+struct Ints {
+  MaskLanes v;
+
+  static Ints zero() { return {MaskLanes{}}; }
+};
+inline Ints operator+(Ints a, Ints b) { return {a.v + b.v}; }
+inline Ints max(Ints a, Ints b) { return {a.v > b.v ? a.v : b.v}; }
+inline Ints bits_of(Vec a) { return {(MaskLanes)a.lane}; }
+inline Ints to_ints(Vec a) { return {__builtin_convertvector(round(a).lane, MaskLanes)}; }
+inline int32_t reduce_add(Ints a) { return (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]); }
+inline int32_t reduce_max(Ints a) {
+  const int32_t low = a.v[0] > a.v[1] ? a.v[0] : a.v[1];
+  const int32_t high = a.v[2] > a.v[3] ? a.v[2] : a.v[3];
+  return low > high ? low : high;
+}
+inline void store(Ints a, int8_t* p, int n) {
+  typedef int8_t ByteLanes __attribute__((vector_size(4)));
+  const ByteLanes bytes = __builtin_convertvector(a.v, ByteLanes);
+  std::memcpy(p, &bytes, n == Vec::kWidth ? 4 : static_cast<size_t>(n));
+}
+
+#elif defined(TAUT_ISA_avx2)
+
+struct Ints {
+  __m256i v;
+
+  static Ints zero() { return {_mm256_setzero_si256()}; }
+};
+inline Ints operator+(Ints a, Ints b) { return {_mm256_add_epi32(a.v, b.v)}; }
+inline Ints max(Ints a, Ints b) { return {_mm256_max_epi32(a.v, b.v)}; }
+inline Ints bits_of(Vec a) { return {_mm256_castps_si256(a.v)}; }
+inline Ints to_ints(Vec a) { return {_mm256_cvtps_epi32(a.v)}; }
+inline int32_t reduce_add(Ints a) {
+  __m128i x = _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+inline int32_t reduce_max(Ints a) {
+  __m128i x = _mm_max_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+inline void store(Ints a, int8_t* p, int n) {
+  __m128i x = _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  x = _mm_packs_epi16(x, x);
+  if (n == Vec::kWidth) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), x);
+  } else {
+    int8_t buffer[16];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(buffer), x);
+    std::memcpy(p, buffer, static_cast<size_t>(n));
+  }
+}
+
+#else
+
+struct Ints {
+  __m512i v;
+
+  static Ints zero() { return {_mm512_setzero_si512()}; }
+};
+inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline Ints max(Ints a, Ints b) { return {_mm512_max_epi32(a.v, b.v)}; }
+inline Ints bits_of(Vec a) { return {_mm512_castps_si512(a.v)}; }
+inline Ints to_ints(Vec a) { return {_mm512_cvtps_epi32(a.v)}; }
+inline int32_t reduce_add(Ints a) { return _mm512_reduce_add_epi32(a.v); }
+inline int32_t reduce_max(Ints a) { return _mm512_reduce_max_epi32(a.v); }
+inline void store(Ints a, int8_t* p, int n) {
+  const __m128i x = _mm512_cvtepi32_epi8(a.v);
+  if (n == Vec::kWidth) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x);
+  } else {
+    _mm_mask_storeu_epi8(p, Vec::lanes_below(n), x);
+  }
+}
+
+#endif
+
+}  // namespace TAUT_ISA
+}  // namespace taut

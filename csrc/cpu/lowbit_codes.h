@@ -1,0 +1,123 @@
+// Reading a packed low-bit weight: codes of every width as bytes, and what a panel's channels need.
+//
+// A panel is blocks of 64 input features; the layout is in `pack_lowbit`. A row of a block is 64
+// channels x 4 bytes. Half a block, 32 input features, is 8 quads; its codes lie in rows of its
+// own: 8 of 8 bits, 4 of 4 bits, 2 of 2 bits, and for 3 bits one more row of top bits.
+#pragma once
+#include "cpu/isa/bytes.h"
+#include "cpu/isa/opaque.h"
+#include "cpu/lowbit_gemm.h"
+
+namespace taut {
+namespace TAUT_ISA {
+
+constexpr int64_t kRowBytes = 4 * kLowbitPanel;
+constexpr int kQuads = kLowbitUnit / 4;
+
+// The codes of one unit of input features of a panel, from some channel on.
+struct Unit {
+  const uint8_t* low;
+  const uint8_t* top;  // 3 bits only
+};
+
+template <int Bits>
+constexpr int64_t kBlockBytes = 2 * Bits * kRowBytes;
+template <int Bits>
+constexpr int64_t kHalfRows = Bits == 3 ? 2 : Bits;
+
+template <int Bits>
+inline Unit unit_of(const uint8_t* panel, int64_t unit, int64_t channel) {
+  const uint8_t* block = panel + unit / 2 * kBlockBytes<Bits> + 4 * channel;
+  const int64_t half = unit % 2;
+  return {block + half * kHalfRows<Bits> * kRowBytes, block + (4 + half) * kRowBytes};
+}
+
+// Quad `quad` of the unit: the codes of four input features of Vec::kWidth channels.
+template <int Bits>
+inline Bytes codes_of(Unit unit, int quad, int64_t channel) {
+  const uint8_t* low = unit.low + 4 * channel;
+  if constexpr (Bits == 8) {
+    return Bytes::load(low + quad * kRowBytes);
+  } else if constexpr (Bits == 4) {
+    const Bytes two = Bytes::load(low + quad / 2 * kRowBytes);
+    return (quad % 2 ? two >> 4 : two) & Bytes::set(15);
+  } else {
+    const Bytes four = Bytes::load(low + quad / 4 * kRowBytes);
+    const Bytes code = four >> (2 * (quad % 4));
+    if constexpr (Bits == 2) return code & Bytes::set(3);
+    // Loaded anew for every quad: kept in registers, top bits would push the sums out of theirs.
+    const Bytes top = Bytes::load(opaque(unit.top + 4 * channel));
+    return select(Bytes::set(4), quad < 2 ? top << (2 - quad) : top >> (quad - 2), code) &
+           Bytes::set(7);
+  }
+}
+
+// Calls body(constant) where the constant's value is `bits`.
+template <int Value>
+struct Constant {
+  static constexpr int value = Value;
+};
+template <class Body>
+inline void with_width(int64_t bits, const Body& body) {
+  switch (bits) {
+    case 2: return body(Constant<2>{});
+    case 3: return body(Constant<3>{});
+    case 4: return body(Constant<4>{});
+    default: return body(Constant<8>{});
+  }
+}
+
+// What the channels of a panel need behind their sums, a row of 64 per group; channels that the
+// weight does not have hold zeros.
+struct PanelConstants {
+  const float* bias;  // one row
+  const float* scale;
+  const int32_t* zero;  // the whole part of the zero point
+  float* fraction;      // the rest of it; null where it is 0 throughout
+  float* offset;        // x_zero_point * (sum of codes - features * zero point); null without
+};
+
+inline float element_at(const void* data, Element type, int64_t i) {
+  switch (type) {
+    case Element::bf16: return to_float(static_cast<const bf16*>(data)[i]);
+    case Element::f16: return to_float(static_cast<const f16*>(data)[i]);
+    default: return static_cast<const float*>(data)[i];
+  }
+}
+
+inline PanelConstants prepare_constants(const LowbitParams& p, int64_t panel,
+                                        const LowbitScratch& scratch) {
+  const int64_t first = panel * kLowbitPanel, left = p.out_features - first;
+  const int64_t channels = left < kLowbitPanel ? left : kLowbitPanel;
+  const int64_t size = p.groups * kLowbitPanel;
+  float* bias = scratch.constants;
+  float* scale = bias + kLowbitPanel;
+  int32_t* zero = reinterpret_cast<int32_t*>(scale + size);
+  float* fraction = scale + 2 * size;
+  float* offset = scale + 3 * size;
+  for (int64_t n = 0; n < kLowbitPanel; ++n)
+    bias[n] = n < channels && p.bias ? element_at(p.bias, p.bias_type, first + n) : 0.0f;
+  if (channels < kLowbitPanel) std::memset(scale, 0, static_cast<size_t>(size) * sizeof(float));
+  const float* from = p.scale + first * p.groups;
+  for (int64_t n = 0; n < channels; ++n)
+    for (int64_t g = 0; g < p.groups; ++g) scale[g * kLowbitPanel + n] = from[n * p.groups + g];
+
+  if (!p.zero_point) {
+    for (int64_t i = 0; i < size; ++i) zero[i] = 1 << (p.bits - 1);
+    return {bias, scale, zero, nullptr, p.x_zero_point != 0.0f ? offset : nullptr};
+  }
+  bool whole = true;
+  std::memset(zero, 0, 2 * static_cast<size_t>(size) * sizeof(float));
+  from = p.zero_point + first * p.groups;
+  for (int64_t n = 0; n < channels; ++n)
+    for (int64_t g = 0; g < p.groups; ++g) {
+      const float point = from[n * p.groups + g], floor = __builtin_floorf(point);
+      zero[g * kLowbitPanel + n] = static_cast<int32_t>(floor);
+      fraction[g * kLowbitPanel + n] = point - floor;
+      whole = whole && point == floor;
+    }
+  return {bias, scale, zero, whole ? nullptr : fraction, p.x_zero_point != 0.0f ? offset : nullptr};
+}
+
+}  // namespace TAUT_ISA
+}  // namespace taut

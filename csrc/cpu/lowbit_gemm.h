@@ -1,0 +1,103 @@
+// Parameters and kernels of the linear layers over low-bit weights on the CPU.
+//
+// Two products share everything around them. Integer activations: rows of x are staged as int8 in
+// the order the product reads them, sums are int32, and each group of input features ends in one
+// fp32 multiply-add. Floating-point activations: codes are expanded to values, 64 x 64 at a time.
+#pragma once
+#include <cstdint>
+
+#include "common/activation.h"
+#include "common/types.h"
+#include "cpu/dispatch.h"
+
+namespace taut {
+
+constexpr int64_t kLowbitPanel = 64;     // output channels of a panel
+constexpr int64_t kLowbitBlock = 64;     // input features of a block of a panel
+constexpr int64_t kLowbitUnit = 32;      // groups are whole units of so many input features
+constexpr int64_t kMaxLowbitRows = 256;  // most rows of x that one kernel call may be given
+
+enum class Element : int { f32, bf16, f16, i8 };
+
+// Rows are contiguous; strides between rows in elements. A null pointer means "not given".
+struct LowbitParams {
+  const void* x;
+  const float* x_scale;  // (rows, x_groups), with x of int8
+  const uint8_t* packed;
+  const float* scale;       // (out_features, groups)
+  const float* zero_point;  // the same shape
+  const float* codebook;    // one table, or one per channel
+  const void* bias;
+  const void* residual;
+  const void* weight;
+  const void* norm_bias;
+  const void* quant_weight;  // in place of weight and norm_bias for what is quantized
+  const void* quant_bias;
+  void* out;                                           // (rows, out_features), contiguous
+  int8_t* q;                                           // (rows, out_features)
+  float* q_scale;                                      // (rows, groups of q)
+  Element x_type, bias_type, residual_type, out_type;  // those of the norm: like residual
+  Activation activation;
+  bool codebook_per_channel;
+  bool norm;
+  bool second_affine;  // quant_weight or quant_bias is given
+  int64_t x_bits;      // floating-point x is quantized to so many; 0: it stays as it is
+  int64_t bits, q_bits;
+  float x_zero_point, eps;
+  int64_t x_stride, x_scale_stride, residual_stride;
+  int64_t in_features, out_features;
+  int64_t group_units, groups;  // of the weight
+  int64_t x_groups;             // 1 or groups
+  int64_t q_group_size;         // 0: the row
+
+  bool integer() const { return x_bits || x_type == Element::i8; }
+  int64_t panels() const { return (out_features + kLowbitPanel - 1) / kLowbitPanel; }
+  int64_t blocks() const { return (in_features + kLowbitBlock - 1) / kLowbitBlock; }
+  int64_t units() const { return (in_features + kLowbitUnit - 1) / kLowbitUnit; }
+  int64_t panel_bytes() const { return blocks() * kLowbitBlock * kLowbitPanel * bits / 8; }
+  // From one row of staged codes or of fp32 sums to the next. One cache line more than whole
+  // blocks, so that the rows of a tile do not compete for the same cache sets.
+  int64_t codes_stride() const { return blocks() * kLowbitBlock + 64; }
+  int64_t sums_stride() const { return panels() * kLowbitPanel + 16; }
+};
+
+// Rows of x as the product reads them, row after row.
+struct LowbitRows {
+  int8_t* codes;  // codes_stride() apart; 0 behind in_features
+  float* scale;   // (rows, x_groups)
+  int32_t* sum;   // (rows, groups), sums of the codes
+  float* wide;    // (rows, in_features): f16 that stays floating point
+};
+
+// Memory of one worker.
+struct LowbitScratch {
+  float* constants;  // 64 + 3 * 64 * groups: what a panel's channels need, see the kernels
+  float* codebook;   // (64, 2^bits): the tables of a panel
+  int8_t* ones;      // codes_stride(): a row of ones, 0 behind in_features
+  float* sums;       // (kMaxLowbitRows, 64)
+  float* values;     // (64, 64): a block of expanded weights
+  uint8_t* codes;    // a panel expanded to 8 bits, for tiles
+};
+
+// Rows [row_begin, row_end) of x times panels [panel_begin, panel_end).
+struct LowbitBlock {
+  int64_t row_begin, row_end;
+  int64_t panel_begin, panel_end;
+};
+
+// Stages rows [begin, end); `rows` belongs to row `begin`.
+using LowbitStage = void(const LowbitParams&, int64_t begin, int64_t end, const LowbitRows& rows);
+TAUT_DECLARE_KERNEL(lowbit_stage, LowbitStage)
+
+// activation(x W^T + bias) + residual within the block, to p.out or, where `sums` is not null, to
+// sums. `rows` and `sums` belong to row_begin. True where tiles did it.
+using LowbitMultiply = bool(const LowbitParams&, const LowbitBlock&, const LowbitRows& rows,
+                            float* sums, const LowbitScratch&);
+TAUT_DECLARE_KERNEL(lowbit_multiply, LowbitMultiply)
+
+// LayerNorm or quantization, or both, of rows [begin, end); `sums` belongs to row `begin` and is
+// overwritten.
+using LowbitFinish = void(const LowbitParams&, int64_t begin, int64_t end, float* sums);
+TAUT_DECLARE_KERNEL(lowbit_finish, LowbitFinish)
+
+}  // namespace taut

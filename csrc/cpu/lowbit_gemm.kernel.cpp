@@ -1,0 +1,303 @@
+// x W^T over low-bit weights, with what precedes a linear layer (quantization of x) and what
+// follows it (bias, activation, residual; LayerNorm; quantization) done while the rows are in
+// cache.
+//
+// Integer sums are exact, and the fp32 operations behind them are the same for every row: a row's
+// result does not depend on the other rows, the instructions that summed it, or the threads.
+#include "cpu/lowbit_gemm.h"
+
+#include "cpu/gemm_epilogue.h"
+#include "cpu/lowbit_gemm_floats.h"
+#include "cpu/lowbit_gemm_integers.h"
+#include "cpu/norm_row.h"
+#include "cpu/quantize_row.h"
+#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#include "cpu/lowbit_gemm_tiles.h"
+#define TAUT_INTEGER_TILES
+#endif
+
+namespace taut {
+namespace TAUT_ISA {
+namespace {
+
+// Calls body with a value of the storage type.
+template <class Body>
+inline void with_element(Element type, const Body& body) {
+  switch (type) {
+    case Element::bf16: return body(bf16{});
+    case Element::f16: return body(f16{});
+    default: return body(float{});
+  }
+}
+
+// ---- before the product
+
+void sum_groups(const LowbitParams& p, const int8_t* codes, int32_t* sums) {
+  const int64_t group_codes = p.group_units * kLowbitUnit;
+  for (int64_t g = 0, k = 0; g < p.groups; ++g, k += group_codes) {
+    const int64_t end = k + group_codes < p.in_features ? k + group_codes : p.in_features;
+    int32_t sum = 0;
+    for (int64_t i = k; i < end; ++i) sum += codes[i];
+    sums[g] = sum;
+  }
+}
+
+template <class T>
+void quantize_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitRows& rows) {
+  const Grid grid = absmax_grid(p.x_bits);
+  for (int64_t r = begin; r < end; ++r) {
+    int8_t* codes = rows.codes + (r - begin) * p.codes_stride();
+    const T* x = static_cast<const T*>(p.x) + r * p.x_stride;
+    const QuantizedRow row = quantize_row(x, p.in_features, grid, codes);
+    rows.scale[r - begin] = row.scale;
+    rows.sum[(r - begin) * p.groups] = row.sum;
+    if (p.groups > 1) sum_groups(p, codes, rows.sum + (r - begin) * p.groups);
+  }
+}
+
+void copy_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitRows& rows) {
+  for (int64_t r = begin; r < end; ++r) {
+    int8_t* codes = rows.codes + (r - begin) * p.codes_stride();
+    std::memcpy(codes, static_cast<const int8_t*>(p.x) + r * p.x_stride,
+                static_cast<size_t>(p.in_features));
+    sum_groups(p, codes, rows.sum + (r - begin) * p.groups);
+    std::memcpy(rows.scale + (r - begin) * p.x_groups, p.x_scale + r * p.x_scale_stride,
+                static_cast<size_t>(p.x_groups) * sizeof(float));
+  }
+}
+
+void widen_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitRows& rows) {
+  for (int64_t r = begin; r < end; ++r) {
+    const f16* x = static_cast<const f16*>(p.x) + r * p.x_stride;
+    float* out = rows.wide + (r - begin) * p.in_features;
+    for_columns(p.in_features, [&](int64_t c, int n) { store(load(x + c, n), out + c, n); });
+  }
+}
+
+// ---- behind the product
+
+// out = activation(sums + bias) + residual for so many rows of one panel; `out` and `residual`
+// belong to the first of both.
+template <class Function, class Out, class Residual>
+void write(const float* sums, const float* bias, int64_t rows, int64_t channels,
+           const Residual* residual, int64_t residual_stride, Out* out, int64_t out_stride) {
+  for_columns(channels, [&](int64_t c, int n) {
+    const Vec shift = Vec::load(bias + c);
+    for (int64_t r = 0; r < rows; ++r) {
+      Vec v = Function::apply(Vec::load(sums + r * kLowbitPanel + c) + shift);
+      if (residual) v = v + load(residual + r * residual_stride + c, n);
+      store(v, out + r * out_stride + c, n);
+    }
+  });
+}
+
+// Where the finished sums of a block go.
+struct Sink {
+  const LowbitParams& p;
+  const LowbitBlock& block;
+  float* sums;  // or null: p.out
+
+  // Asks for the lines of p.out that a tile will be written to, so that its stores do not wait.
+  __attribute__((always_inline)) void prefetch(int64_t row, int64_t rows, int64_t panel) const {
+    if (sums) return;
+    const int64_t size = p.out_type == Element::f32 ? 4 : 2;
+    const char* out =
+        static_cast<const char*>(p.out) + (row * p.out_features + panel * kLowbitPanel) * size;
+    for (int64_t r = 0; r < rows; ++r, out += p.out_features * size)
+      for (int64_t line = 0; line < kLowbitPanel * size; line += 64)
+        __builtin_prefetch(out + line, 1);
+  }
+
+  void take(const float* tile, const float* bias, int64_t row, int64_t rows, int64_t panel) const {
+    const int64_t channel = panel * kLowbitPanel, left = p.out_features - channel;
+    const int64_t channels = left < kLowbitPanel ? left : kLowbitPanel;
+    if (!sums) {
+      with_element(p.out_type, [&](auto element) {
+        using T = decltype(element);
+        const T* residual =
+            p.residual ? static_cast<const T*>(p.residual) + row * p.residual_stride + channel
+                       : nullptr;
+        T* out = static_cast<T*>(p.out) + row * p.out_features + channel;
+        with_activation<T>(p.activation, [&](auto function) {
+          write<decltype(function)>(tile, bias, rows, channels, residual, p.residual_stride, out,
+                                    p.out_features);
+        });
+      });
+      return;
+    }
+    float* out = sums + (row - block.row_begin) * p.sums_stride() + channel;
+    if (p.residual) {
+      with_element(p.residual_type, [&](auto element) {
+        using T = decltype(element);
+        const T* residual = static_cast<const T*>(p.residual) + row * p.residual_stride + channel;
+        write<Identity>(tile, bias, rows, channels, residual, p.residual_stride, out,
+                        p.sums_stride());
+      });
+      return;
+    }
+    // What is quantized next need not be more accurate than bf16.
+    with_activation<bf16>(p.activation, [&](auto function) {
+      write<decltype(function), float, float>(tile, bias, rows, channels, nullptr, 0, out,
+                                              p.sums_stride());
+    });
+  }
+};
+
+// v * weight + bias at column c; either may be null.
+template <class T>
+inline Vec affine(Vec v, const T* weight, const T* bias, int64_t c, int n) {
+  if (weight) v = v * load(weight + c, n);
+  if (bias) v = v + load(bias + c, n);
+  return v;
+}
+
+// LayerNorm of a row to `out`; what is quantized next, in fp32 to the row itself.
+template <class T>
+void norm_in_place(const LowbitParams& p, float* row, T* out) {
+  const int64_t columns = p.out_features;
+  const T* weight = static_cast<const T*>(p.weight);
+  const T* norm_bias = static_cast<const T*>(p.norm_bias);
+  const T* quant_weight = static_cast<const T*>(p.quant_weight);
+  const T* quant_bias = static_cast<const T*>(p.quant_bias);
+  Vec total = Vec::zero();
+  for_columns(columns, [&](int64_t c, int n) { total = total + load(row + c, n); });
+  const Moments moments = moments_of(row, columns, total, false, p.eps);
+  const Vec scale = Vec::set(moments.rstd), shift = Vec::set(moments.mean);
+  for_columns(columns, [&](int64_t c, int n) {
+    const Vec normalized = (load(row + c, n) - shift) * scale;
+    const Vec v = affine(normalized, weight, norm_bias, c, n);
+    store(v, out + c, n);
+    if (!p.q) return;
+    store(p.second_affine ? affine(normalized, quant_weight, quant_bias, c, n) : v, row + c, n);
+  });
+}
+
+// ---- the product
+
+struct Work {
+  const LowbitParams& p;
+  const LowbitBlock& block;
+  const LowbitRows& rows;
+  const LowbitScratch& scratch;
+  const Sink& sink;
+  bool tiles;
+
+  int64_t count() const { return block.row_end - block.row_begin; }
+};
+
+template <int Bits>
+void integer_panel(const Work& work, int64_t panel, const uint8_t* codes,
+                   const PanelConstants& constants) {
+  const LowbitParams& p = work.p;
+  const LowbitRows& rows = work.rows;
+  if (constants.offset) prepare_offsets<Bits>(p, codes, work.scratch.ones, constants);
+#if defined(TAUT_INTEGER_TILES)
+  if (work.tiles) {
+    if constexpr (Bits < 8) {
+      expand_panel<Bits>(p, codes, work.scratch.codes);
+      codes = work.scratch.codes;
+    }
+    multiply_by_integer_tiles(p, {codes, rows, constants, work.scratch.sums}, work.count());
+    work.sink.take(work.scratch.sums, constants.bias, work.block.row_begin, work.count(), panel);
+    return;
+  }
+#endif
+  alignas(64) float sums[kIntegerRows * kLowbitPanel];
+  const int64_t tiles = (work.count() + kIntegerRows - 1) / kIntegerRows;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t begin = work.count() * tile / tiles, end = work.count() * (tile + 1) / tiles;
+    const LowbitRows part{rows.codes + begin * p.codes_stride(), rows.scale + begin * p.x_groups,
+                          rows.sum + begin * p.groups, nullptr};
+    work.sink.prefetch(work.block.row_begin + begin, end - begin, panel);
+    multiply_integers<Bits>(p, {codes, part, constants, sums}, end - begin);
+    work.sink.take(sums, constants.bias, work.block.row_begin + begin, end - begin, panel);
+  }
+}
+
+template <int Bits>
+void float_panel(const Work& work, int64_t panel, const uint8_t* codes,
+                 const PanelConstants& constants) {
+  const LowbitParams& p = work.p;
+  float table[16];
+  FloatPanel float_panel{codes, constants, nullptr, prepare_table(p, table)};
+  if (p.codebook) {
+    prepare_codebook(p, panel, work.scratch.codebook);
+    float_panel.codebook = work.scratch.codebook;
+  }
+  const int64_t first = work.block.row_begin * p.x_stride;
+  float* sums = work.scratch.sums;
+  if (p.x_type == Element::bf16) {
+    multiply_floats<Bits>(p, float_panel, static_cast<const bf16*>(p.x) + first, p.x_stride,
+                          work.count(), reinterpret_cast<bf16*>(work.scratch.values), sums);
+  } else {
+    const bool wide = p.x_type == Element::f16;
+    const float* x = wide ? work.rows.wide : static_cast<const float*>(p.x) + first;
+    multiply_floats<Bits>(p, float_panel, x, wide ? p.in_features : p.x_stride, work.count(),
+                          work.scratch.values, sums);
+  }
+  work.sink.take(sums, constants.bias, work.block.row_begin, work.count(), panel);
+}
+
+}  // namespace
+
+void lowbit_stage(const LowbitParams& p, int64_t begin, int64_t end, const LowbitRows& rows) {
+  if (!p.integer()) {
+    if (p.x_type == Element::f16) widen_rows(p, begin, end, rows);
+    return;
+  }
+  if (p.x_type == Element::i8) {
+    copy_rows(p, begin, end, rows);
+  } else {
+    with_element(p.x_type,
+                 [&](auto element) { quantize_rows<decltype(element)>(p, begin, end, rows); });
+  }
+  for (int64_t r = 0; r < end - begin; ++r)
+    std::memset(rows.codes + r * p.codes_stride() + p.in_features, 0,
+                static_cast<size_t>(p.codes_stride() - p.in_features));
+}
+
+bool lowbit_multiply(const LowbitParams& p, const LowbitBlock& block, const LowbitRows& rows,
+                     float* sums, const LowbitScratch& scratch) {
+  const Sink sink{p, block, sums};
+  bool tiles = false;
+#if defined(TAUT_INTEGER_TILES)
+  tiles = p.integer() && worth_tiles(p, block.row_end - block.row_begin);
+  if (tiles) tile_configure(integer_tile_config());
+#endif
+  if (p.x_zero_point != 0.0f) {
+    std::memset(scratch.ones, 1, static_cast<size_t>(p.in_features));
+    std::memset(scratch.ones + p.in_features, 0,
+                static_cast<size_t>(p.codes_stride() - p.in_features));
+  }
+  const Work work{p, block, rows, scratch, sink, tiles};
+  for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel) {
+    const uint8_t* codes = p.packed + panel * p.panel_bytes();
+    const PanelConstants constants = prepare_constants(p, panel, scratch);
+    with_width(p.bits, [&](auto width) {
+      constexpr int kBits = decltype(width)::value;
+      p.integer() ? integer_panel<kBits>(work, panel, codes, constants)
+                  : float_panel<kBits>(work, panel, codes, constants);
+    });
+  }
+#if defined(TAUT_INTEGER_TILES)
+  if (tiles) tile_release();
+#endif
+  return tiles;
+}
+
+void lowbit_finish(const LowbitParams& p, int64_t begin, int64_t end, float* sums) {
+  const int64_t columns = p.out_features;
+  const int64_t groups = p.q_group_size ? (columns + p.q_group_size - 1) / p.q_group_size : 1;
+  for (int64_t r = begin; r < end; ++r, sums += p.sums_stride()) {
+    if (p.norm)
+      with_element(p.out_type, [&](auto element) {
+        norm_in_place(p, sums, static_cast<decltype(element)*>(p.out) + r * columns);
+      });
+    if (p.q)
+      quantize_groups(sums, columns, p.q_group_size, absmax_grid(p.q_bits), p.q + r * columns,
+                      p.q_scale + r * groups, static_cast<int32_t*>(nullptr));
+  }
+}
+
+}  // namespace TAUT_ISA
+}  // namespace taut

@@ -1,0 +1,420 @@
+// Varlen attention, forward, on sm_80 and up: mma.sync and cp.async.
+//
+// A block takes items of the plan in turn. An item is a tile of queries of one head (or, for short
+// sequences, of two or four heads: see attention_params.h); its warps own 16 M rows each and pass
+// over the keys in tiles of kKeys with an online softmax. One K and one V tile are in shared
+// memory: V travels while the scores are computed, the next K while they meet V.
+//
+// A tile of scores is one of two kinds. Inside: no end, no limit and no change of sign of the
+// distance crosses it. Then a score is one product-sum behind the matrix product; ALiBi, there
+// linear in the key, is what the accumulators start from and one number per row. Edge: everything
+// by element.
+#pragma once
+#include "cuda/attention_tile.cuh"
+
+namespace taut {
+
+// What scores may have beside limits on the distance.
+enum class Scores { plain, alibi, all };
+
+template <class T_, int D_, int WARPS, int M_, Scores kScores_>
+struct ForwardShape {
+  using T = T_;
+  static constexpr int D = D_, M = M_;
+  static constexpr Scores kScores = kScores_;
+  static constexpr int kThreads = 32 * WARPS, kRows = 16 * M * WARPS;
+  static constexpr int kKeys = D > 128 ? 32 : 64, N = kKeys / 8;
+  // What stays in registers, where there are enough: Q, and what ALiBi starts accumulators from.
+  static constexpr bool kHoldsQ = D <= 64 && !(M > 1 && kScores == Scores::alibi);
+  static constexpr bool kHoldsLinear = D <= 64 && M == 1;
+  static constexpr bool kPacksHeads = kRows == kKeys;  // tiles of several heads
+  static constexpr int kSharedBytes = (kRows + 2 * kKeys) * kPitch<D> * 2;
+  // Blocks per multiprocessor that registers must allow.
+  static constexpr int kBlocks = M == 1 && D <= 64 && kScores == Scores::plain ? 3 : 1;
+};
+
+// A row's largest score and the sum of its weights so far, in units of log2.
+template <int M>
+struct RowState {
+  float largest[M][2], sum[M][2];
+};
+
+// What a warp works on: its rows are [row, row + 16 M) of the sequence.
+struct WarpRows {
+  int head, row, shift;  // shift: len_k - len_q
+  float slope;
+};
+
+// Scores s -> x in units of log2, -inf for hidden keys. `distance` is that of row 0 and column 0.
+template <class S>
+__device__ __forceinline__ void edge_scores(float (&s)[S::M][S::N][4], const AttentionParams& p,
+                                            const WarpRows& w, int distance, int keys) {
+  const int lane = threadIdx.x % 32;
+  const float scale = p.scale * kLog2E, slope = w.slope * kLog2E;
+  const int left = p.window_left, right = p.window_right;  // read once
+#pragma unroll
+  for (int m = 0; m < S::M; ++m) {
+#pragma unroll
+    for (int n = 0; n < S::N; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = n * 8 + lane % 4 * 2 + i % 2;
+        const int apart = distance + m * 16 + lane / 4 + i / 2 * 8 - column;
+        float x = s[m][n][i] * scale;
+        if (S::kScores == Scores::alibi) x -= slope * fabsf(static_cast<float>(apart));
+        if (S::kScores == Scores::all) {
+          if (p.softcap > 0) x = kLog2E * soft_capped(s[m][n][i] * p.scale, p.softcap);
+          x += score_bias(p, w.slope, w.head, apart);
+        }
+        s[m][n][i] = column < keys && apart <= left && apart >= -right ? x : -kInfinity;
+      }
+    }
+  }
+}
+
+// Scores scale * s + shift (a number per row) -> weights; earlier weights shrink by `shrink`.
+template <class S>
+__device__ __forceinline__ void online_softmax(float (&s)[S::M][S::N][4], RowState<S::M>& state,
+                                               float (&shrink)[S::M][2], float scale,
+                                               const float (&shift)[S::M][2]) {
+#pragma unroll
+  for (int m = 0; m < S::M; ++m) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float largest = s[m][0][2 * r];
+#pragma unroll
+      for (int n = 0; n < S::N; ++n)
+        largest = fmaxf(largest, fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
+      largest = fmaxf(state.largest[m][r], row_max(largest) * scale + shift[m][r]);
+      const float base = largest == -kInfinity ? 0.0f : largest;
+      shrink[m][r] = ptx::exp2_approx(state.largest[m][r] - base);
+      state.largest[m][r] = largest;
+      const float offset = shift[m][r] - base;
+      float sum = state.sum[m][r] * shrink[m][r];
+#pragma unroll
+      for (int n = 0; n < S::N; ++n) {
+        s[m][n][2 * r] = ptx::exp2_approx(fmaf(s[m][n][2 * r], scale, offset));
+        s[m][n][2 * r + 1] = ptx::exp2_approx(fmaf(s[m][n][2 * r + 1], scale, offset));
+        sum += s[m][n][2 * r] + s[m][n][2 * r + 1];
+      }
+      state.sum[m][r] = sum;
+    }
+  }
+}
+
+// The second pass of the clipped softmax: scores -> clipped probabilities, given the logsumexp.
+template <class S>
+__device__ __forceinline__ void clipped_softmax(float (&s)[S::M][S::N][4], const AttentionParams& p,
+                                                const float (&logsumexp)[S::M][2]) {
+#pragma unroll
+  for (int m = 0; m < S::M; ++m) {
+#pragma unroll
+    for (int n = 0; n < S::N; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float x = s[m][n][i];
+        const float soft = ptx::exp2_approx(x - logsumexp[m][i / 2]);
+        const float stretched = fmaf(p.clip_slope, soft, p.clip_offset);
+        s[m][n][i] = x == -kInfinity ? 0.0f : fminf(fmaxf(stretched, 0.0f), 1.0f);
+      }
+    }
+  }
+}
+
+template <int M, int D>
+__device__ __forceinline__ void scale_rows(float (&o)[M][D][4], const float (&factor)[M][2]) {
+#pragma unroll
+  for (int i = 0; i < M * D * 4; ++i)
+    o[i / 4 / D][i / 4 % D][i % 4] *= factor[i / 4 / D][i % 4 / 2];
+}
+
+// Whether any row of the warp has found a larger score: seldom, after the first tiles.
+template <int M>
+__device__ __forceinline__ bool any_shrinks(const float (&shrink)[M][2]) {
+  bool shrinks = false;
+#pragma unroll
+  for (int i = 0; i < 2 * M; ++i) shrinks = shrinks || shrink[i / 2][i % 2] != 1.0f;
+  return __any_sync(0xffffffffu, shrinks);
+}
+
+// Rows of a warp, through its own rows of a tile in shared memory, to rows of `out` (tokens, heads,
+// head_dim) in 16-byte chunks.
+template <class T, int D, int M>
+__device__ __forceinline__ void store_rows(T* tile, const float (&o)[M][D / 8][4], T* out,
+                                           int64_t token_stride, int rows, int head_dim) {
+  const int lane = threadIdx.x % 32;
+  __syncwarp();  // all lanes have read what the tile held
+#pragma unroll
+  for (int m = 0; m < M; ++m) {
+#pragma unroll
+    for (int d = 0; d < D / 8; ++d) {
+      T* target = tile + (m * 16 + lane / 4) * kPitch<D> + d * 8 + lane % 4 * 2;
+      *reinterpret_cast<uint32_t*>(target) = ptx::pack<T>(o[m][d][0], o[m][d][1]);
+      *reinterpret_cast<uint32_t*>(target + 8 * kPitch<D>) = ptx::pack<T>(o[m][d][2], o[m][d][3]);
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int chunk = lane; chunk < 16 * M * (D / 8); chunk += 32) {
+    const int row = chunk / (D / 8), column = chunk % (D / 8) * 8;
+    if (row < rows && column < head_dim)
+      *reinterpret_cast<uint4*>(out + row * token_stride + column) =
+          *reinterpret_cast<const uint4*>(tile + row * kPitch<D> + column);
+  }
+}
+
+// One item: rows from first_row on of `head`, or all rows of 64 >> log2_rows heads from `head` on.
+template <class S>
+__device__ __forceinline__ void attend(const AttentionParams& p, const Sequence& sequence, int head,
+                                       int first_row, int log2_rows) {
+  using T = typename S::T;
+  constexpr int D = S::D, M = S::M, N = S::N;
+  T* q_tile = reinterpret_cast<T*>(dynamic_shared());
+  T* k_tile = q_tile + S::kRows * kPitch<D>;
+  T* v_tile = k_tile + S::kKeys * kPitch<D>;
+  const int lane = threadIdx.x % 32, warp_row = warp_index() * 16 * M;
+  const int item_rows = 1 << log2_rows, tile_row = warp_row & ~(item_rows - 1);
+  const int len_q = sequence.len_q, len_k = sequence.len_k;
+
+  WarpRows w;
+  w.head = head + (warp_row >> log2_rows);
+  w.row = first_row + warp_row - tile_row;
+  w.shift = len_k - len_q;
+  const bool busy = w.row < len_q && w.head < p.heads;
+  w.slope = busy ? slope_of(p, sequence.index, w.head) : 0.0f;
+
+  const int last_row = least(first_row + item_rows, len_q) - 1;
+  const int begin = most(first_row + w.shift - p.window_left, 0) / S::kKeys * S::kKeys;
+  const int end = least(len_k, last_row + w.shift + p.window_right + 1);
+
+  const auto q_rows = [&] {
+    auto rows = tile_rows<T>(p.q, sequence.begin_q, len_q, head, p.heads, 1, log2_rows);
+    rows.token = first_row;
+    return rows;
+  };
+  const auto kv_rows = [&](const AttentionRows& from, int key) {
+    auto rows = tile_rows<T>(from, sequence.begin_k, len_k, head, p.heads, p.group, log2_rows);
+    rows.token = key;
+    return rows;
+  };
+  const auto load_keys = [&](T* tile, const AttentionRows& from, int key) {
+    const auto rows = kv_rows(from, key);
+    if (key + S::kKeys <= len_k) {
+      load_rows<T, D, S::kKeys, S::kThreads, true>(tile, rows, p.head_dim);
+    } else {
+      load_rows<T, D, S::kKeys, S::kThreads, false>(tile, rows, p.head_dim);
+    }
+    ptx::cp_async_commit();
+  };
+
+  float o[M][D / 8][4];
+  set_zero(o);
+  RowState<M> state;
+#pragma unroll
+  for (int i = 0; i < 2 * M; ++i) {
+    state.largest[i / 2][i % 2] = -kInfinity;
+    state.sum[i / 2][i % 2] = 0.0f;
+  }
+  float logsumexp[M][2];
+  [[maybe_unused]] HeldRows<T, D, M> held;
+  // What accumulators start from inside: the slope's share of the columns, and of row g + 8 over g
+  // (so that these are as many registers as accumulators, which products take without a copy).
+  float linear[N][4];
+  float sign = 0.0f;
+
+  const bool clips = S::kScores == Scores::all && p.clip;
+  for (int pass = 0; pass < (clips ? 2 : 1) && begin < end; ++pass) {
+    if (pass == 0) load_rows<T, D, S::kRows, S::kThreads, false>(q_tile, q_rows(), p.head_dim);
+    load_keys(k_tile, p.k, begin);
+    for (int key = begin; key < end; key += S::kKeys) {
+      const int distance = w.row + w.shift - key;  // of the warp's first row and the first key
+      const int nearest = distance - (S::kKeys - 1), farthest = distance + 16 * M - 1;
+      const bool works =
+          is_uniform(busy && farthest >= -p.window_right && nearest <= p.window_left);
+      bool inside = S::kScores != Scores::all && key + S::kKeys <= len_k &&
+                    nearest >= -p.window_right && farthest <= p.window_left;
+      if (S::kScores == Scores::alibi) inside = inside && (nearest >= 0 || farthest <= 0);
+      inside = is_uniform(inside);
+      const int pairs = least((len_k - key + 15) / 16, N / 2);
+
+      ptx::cp_async_wait<0>();
+      if (key == begin && pass == 0)
+        add_bias<T, D, S::kRows, S::kThreads>(q_tile, q_rows(), p.head_dim);
+      add_bias<T, D, S::kKeys, S::kThreads>(k_tile, kv_rows(p.k, key), p.head_dim);
+      __syncthreads();  // K is complete, and nobody reads V any more
+      load_keys(v_tile, p.v, key);
+
+      if constexpr (S::kHoldsQ) {
+        if (key == begin && pass == 0) held.load(q_tile + warp_row * kPitch<D>);
+      }
+      const auto multiply = [&](float (&s)[M][N][4], const T* tile, int pairs) {
+        if constexpr (S::kHoldsQ) {
+          multiply_rows<T, D>(s, held, tile, pairs);
+        } else {
+          multiply_rows<T, D>(s, SharedRows<T, D, M>{q_tile + warp_row * kPitch<D>}, tile, pairs);
+        }
+      };
+      float s[M][N][4], shrink[M][2], shift[M][2];
+      const int tile_key = log2_rows < 6 ? tile_row : 0;  // where this head's keys are in the tile
+      if (works && inside) {
+        if constexpr (S::kScores == Scores::alibi) {
+          const float wanted = nearest >= 0 ? w.slope / p.scale : -w.slope / p.scale;
+          if (!S::kHoldsLinear || sign != wanted) {
+            sign = wanted;
+            const float of_lane = sign * (lane % 4 * 2);
+#pragma unroll
+            for (int i = 0; i < N * 4; ++i)
+              linear[i / 4][i % 4] = fmaf(sign, i / 4 * 8 + i % 2 - i % 4 / 2 * 8, of_lane);
+          }
+#pragma unroll
+          for (int i = 0; i < M * N * 4; ++i)
+            s[i / 4 / N][i / 4 % N][i % 4] = linear[i / 4 % N][i % 4];
+        } else {
+          set_zero(s);
+        }
+        multiply(s, k_tile, N / 2);
+        const float scale = p.scale * kLog2E;
+#pragma unroll
+        for (int i = 0; i < 2 * M; ++i) {
+          const int apart = distance + i / 2 * 16 + lane / 4;
+          shift[i / 2][i % 2] = S::kScores == Scores::alibi ? -sign * scale * apart : 0.0f;
+        }
+        online_softmax<S>(s, state, shrink, scale, shift);
+      } else if (works) {
+        set_zero(s);
+        multiply(s, k_tile + tile_key * kPitch<D>, pairs);
+        edge_scores<S>(s, p, w, distance, len_k - key);
+        if (pass == 0) {
+#pragma unroll
+          for (int i = 0; i < 2 * M; ++i) shift[i / 2][i % 2] = 0.0f;
+          online_softmax<S>(s, state, shrink, 1.0f, shift);
+        } else {
+          clipped_softmax<S>(s, p, logsumexp);
+        }
+        if (S::kScores == Scores::all && p.dropout) {
+#pragma unroll
+          for (int n = 0; n < N; ++n) {
+#pragma unroll
+            for (int m = 0; m < M; ++m) {
+              float keep[4];
+              keep_factors(keep, p, w.head, sequence.begin_q + w.row + m * 16, key + n * 8);
+#pragma unroll
+              for (int i = 0; i < 4; ++i) s[m][n][i] *= keep[i];
+            }
+          }
+        }
+      }
+
+      ptx::cp_async_wait<0>();
+      add_bias<T, D, S::kKeys, S::kThreads>(v_tile, kv_rows(p.v, key), p.head_dim);
+      __syncthreads();  // V is complete, and nobody reads K any more
+      if (key + S::kKeys < end) load_keys(k_tile, p.k, key + S::kKeys);
+      if (works && (!clips || pass == 1)) {
+        if (pass == 0 && any_shrinks(shrink)) scale_rows(o, shrink);
+        if (inside) {
+          multiply_weights<T, D>(o, s, v_tile);
+        } else {
+          multiply_weights<T, D>(o, s, v_tile + tile_key * kPitch<D>, pairs);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * M; ++i) {
+      float& sum = state.sum[i / 2][i % 2];
+      if (pass == 0) sum = row_sum(sum);
+      const float largest = state.largest[i / 2][i % 2];
+      logsumexp[i / 2][i % 2] = sum == 0.0f ? 0.0f : largest + ptx::log2_approx(sum);
+    }
+    if (clips) __syncthreads();  // the next pass loads K and V anew
+  }
+
+  if (busy) {
+    const int rows = len_q - w.row;
+    const int64_t token = int64_t{sequence.begin_q} + w.row;
+    float factor[M][2];
+#pragma unroll
+    for (int i = 0; i < 2 * M; ++i) {
+      const float sum = state.sum[i / 2][i % 2];
+      const int row = i / 2 * 16 + lane / 4 + i % 2 * 8;
+      factor[i / 2][i % 2] = sum == 0.0f ? 0.0f : clips ? 1.0f : 1.0f / sum;
+      if (lane % 4 == 0 && row < rows)
+        p.logsumexp[int64_t{w.head} * p.total_q + token + row] =
+            sum == 0.0f ? -kInfinity : logsumexp[i / 2][i % 2] * kLn2;
+    }
+    scale_rows(o, factor);
+    T* out = static_cast<T*>(p.out) + (token * p.heads + w.head) * p.head_dim;
+    store_rows<T, D, M>(q_tile + warp_row * kPitch<D>, o, out, int64_t{p.heads} * p.head_dim, rows,
+                        p.head_dim);
+  }
+  __syncthreads();  // the next item writes over the tiles
+}
+
+// Rows of q that belong to no sequence: zeros, and -inf for logsumexp; NaN everywhere when
+// cu_seqlens is malformed.
+template <class T>
+__device__ __forceinline__ void clear_rest(const AttentionParams& p) {
+  const int used = clamp(p.plan[kPlanUsed], 0, p.total_q);
+  const int64_t rest = p.total_q - used, thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const int64_t threads = int64_t{gridDim.x} * blockDim.x;
+  const bool malformed = p.plan[kPlanError] != kPlanFine;
+  const uint32_t fill = malformed ? 0x7fff7fffu : 0u;  // NaN in bf16 and in fp16
+  uint4* out =
+      reinterpret_cast<uint4*>(static_cast<T*>(p.out) + int64_t{used} * p.heads * p.head_dim);
+  const int64_t chunks = rest * p.heads * (p.head_dim / 8);
+  for (int64_t i = thread; i < chunks; i += threads) out[i] = make_uint4(fill, fill, fill, fill);
+  for (int64_t i = thread; i < rest * p.heads; i += threads)
+    p.logsumexp[i / rest * p.total_q + used + i % rest] =
+        malformed ? __uint_as_float(0x7fffffffu) : -kInfinity;
+}
+
+// Tiles of kLongRows rows: the long sequences.
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
+    attention_long_kernel(const __grid_constant__ AttentionParams p) {
+  static_assert(S::kRows == kLongRows, "a block takes an item of a long sequence whole");
+  const int items = clamp(p.plan[kPlanLong], 0, p.plan_items);
+  const int64_t units = int64_t{items} * p.heads;
+  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    const Item item = plan_item(p.plan, unit / p.heads, p.batch);
+    if (item.sequence < 0) continue;
+    const Sequence sequence = find_sequence(p, item.sequence);
+    if (item.first_row >= sequence.len_q) continue;
+    attend<S>(p, sequence, unit % p.heads, item.first_row, 7);
+  }
+}
+
+// Tiles of kShortRows rows: the short sequences, and the long ones unless attention_long_kernel
+// takes them. Also what belongs to no sequence.
+template <class S, bool kTakesLong>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
+    attention_short_kernel(const __grid_constant__ AttentionParams p) {
+  static_assert(S::kRows == kShortRows, "a block takes an item of a short sequence whole");
+  const int last = clamp(p.plan[kPlanFour], 0, p.plan_items);
+  const int first = kTakesLong ? 0 : clamp(p.plan[kPlanLong], 0, last);
+  const int one = S::kPacksHeads ? clamp(p.plan[kPlanOne], first, last) : last;
+  const int two = S::kPacksHeads ? clamp(p.plan[kPlanTwo], one, last) : last;
+  const int pairs = (p.heads + 1) / 2, fours = (p.heads + 3) / 4;
+  const int64_t end_one = int64_t{one - first} * p.heads;
+  const int64_t end_two = end_one + int64_t{two - one} * pairs;
+  const int64_t units = end_two + int64_t{last - two} * fours;
+  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    const bool is_one = unit < end_one, is_two = unit < end_two;
+    const int log2_rows = is_one ? 6 : is_two ? 5 : 4;
+    const int per_item = is_one ? p.heads : is_two ? pairs : fours;
+    const int64_t within = unit - (is_one ? 0 : is_two ? end_one : end_two);
+    const int index = (is_one ? first : is_two ? one : two) + within / per_item;
+    const Item item = plan_item(p.plan, index, p.batch);
+    if (item.sequence < 0) continue;
+    const Sequence sequence = find_sequence(p, item.sequence);
+    const int length = most(sequence.len_q, sequence.len_k);
+    if (log2_rows < 6 && length > 1 << log2_rows) continue;  // a plan of other cu_seqlens
+    const int head = within % per_item * (64 >> log2_rows);
+    const int rows = kTakesLong && length > kShortLength ? kLongRows : kShortRows;
+    const int end = least(item.first_row + rows, sequence.len_q);
+    for (int row = item.first_row; row < end; row += kShortRows)
+      attend<S>(p, sequence, head, row, log2_rows);
+  }
+  clear_rest<typename S::T>(p);  // last: loops of single threads in front cost warps' convergence
+}
+
+}  // namespace taut

@@ -1,0 +1,129 @@
+"""The encoder over low-bit weights: layers that hand integers on, and a quantized word table."""
+
+from typing import NamedTuple
+
+import torch
+
+from taut.encoder.model import Layer
+from taut.nn import Linear, LowbitLinear
+from taut.ops.activation import bias_glu
+from taut.ops.attention import varlen_attention_qkvpacked
+from taut.ops.quantize import quantize_per_token
+from taut.reference._check import readable
+
+LINEARS = ("qkv", "out", "up", "down")
+
+
+class Activations(NamedTuple):
+    """What a layer hands to the next one.
+
+    Args:
+        hidden: (total_tokens, hidden_size).
+        q, scale: the same as the next layer's projection takes it, int8 and fp32, or None.
+    """
+
+    hidden: torch.Tensor
+    q: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+
+
+def _forward(linear, state: Activations, activation: str = "none") -> torch.Tensor:
+    if state.q is None:
+        return linear(state.hidden, activation)
+    return linear(state.q, activation, x_scale=state.scale, out_dtype=state.hidden.dtype)
+
+
+def _layer_norm(linear, x, x_scale, residual, norm, consumer) -> Activations:
+    """norm(linear(x) + residual), with integers for the consumer if it takes them per row."""
+    if not isinstance(linear, LowbitLinear):
+        return Activations(linear.residual_layer_norm(x, residual, norm))
+    fits = isinstance(consumer, LowbitLinear) and consumer.takes_integers
+    if not fits or consumer.activation_group_size:
+        return Activations(linear.residual_layer_norm(x, residual, norm, x_scale=x_scale))
+    return Activations(
+        *linear.residual_layer_norm(x, residual, norm, x_scale=x_scale, consumer=consumer)
+    )
+
+
+class QuantizedLayer(torch.nn.Module):
+    """A `Layer` with low-bit linears, where it has them; for inference.
+
+    Args:
+        layer: the layer whose parts it takes over.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.glu, self.activation = layer.glu, layer.activation
+        self.qkv_shape = layer.qkv_shape
+        for name in (*LINEARS, "attention_norm", "output_norm"):
+            setattr(self, name, getattr(layer, name))
+        self._next: tuple[Linear | LowbitLinear, ...] = ()  # in a tuple: no module of this one
+
+    def feed(self, following: "QuantizedLayer | None") -> None:
+        """Let this layer hand its integers to the projection of the following one."""
+        self._next = () if following is None else (following.qkv,)
+
+    def forward(
+        self, state, cu_seqlens, alibi_slopes=None, relative_bias=None, plan=None
+    ) -> Activations:
+        if not isinstance(state, Activations):
+            state = Activations(state)
+        context = varlen_attention_qkvpacked(
+            _forward(self.qkv, state).view(-1, *self.qkv_shape),
+            cu_seqlens,
+            alibi_slopes=alibi_slopes,
+            relative_bias=relative_bias,
+            plan=plan,
+        ).view(state.hidden.shape)
+        state = _layer_norm(self.out, context, None, state.hidden, self.attention_norm, self.up)
+        inner, inner_scale = self._inner(state)
+        consumer = self._next[0] if self._next else None
+        return _layer_norm(self.down, inner, inner_scale, state.hidden, self.output_norm, consumer)
+
+    def _inner(self, state: Activations) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `down` multiplies: floats and None, or integers and their scales."""
+        if self.glu:
+            return bias_glu(_forward(self.up, state), activation=self.activation), None
+        chained = isinstance(self.up, LowbitLinear) and isinstance(self.down, LowbitLinear)
+        if not chained or not self.down.takes_integers or self.down.channel_scale is not None:
+            return _forward(self.up, state, self.activation), None
+        if state.q is None:
+            return self.up.quantized_forward(state.hidden, self.activation, self.down)
+        return self.up.quantized_forward(
+            state.q, self.activation, self.down, state.scale, state.hidden.dtype
+        )
+
+
+class LowbitEmbedding(torch.nn.Module):
+    """A table whose rows are integers of 8 bits: value = scale * code.
+
+    Args:
+        codes: (rows, columns), int8.
+        scale: (rows, 1), fp32; it stays fp32 with `.to(dtype)`.
+    """
+
+    def __init__(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+
+    @classmethod
+    def from_float(cls, table: torch.Tensor) -> "LowbitEmbedding":
+        """Each row rounded to 127 steps of its largest magnitude."""
+        return cls(*quantize_per_token(table.detach().float()))
+
+    def _apply(self, fn, recurse=True):
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if self.scale.dtype != scale.dtype:
+            self.scale = scale.to(self.scale.device)
+        return self
+
+    def forward(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The rows (len(ids), columns) of ids, rounded to dtype once."""
+        rows = self.codes.shape[0]
+        if readable(ids) and ids.numel() and not (0 <= ids.min() and ids.max() < rows):
+            value = int(next(i for i in ids.tolist() if not 0 <= i < rows))
+            raise ValueError(f"input_ids must be in [0, {rows}), got {value}")
+        return (self.codes.index_select(0, ids) * self.scale.index_select(0, ids)).to(dtype)

@@ -1,0 +1,312 @@
+"""The module that holds a low-bit weight."""
+
+import torch
+from torch.nn import functional
+
+from taut.formats import LowbitWeight
+from taut.ops.activation import bias_activation
+from taut.ops.dense_gemm import pack_weight, packed_linear
+from taut.ops.lowbit_gemm import lowbit_linear, lowbit_linear_layer_norm, lowbit_linear_quantize
+from taut.ops.norm import layer_norm
+from taut.ops.quantize import kronecker, layer_norm_quantize, quantize_per_token
+from taut.reference.quantize import hadamard_transform
+
+
+class LowbitLinear(torch.nn.Module):
+    """A linear layer over a low-bit weight; for inference.
+
+    Before its activations are quantized, an input x becomes
+
+        h = ((x (left kron right)) - channel_shift) * channel_scale, rotated by Hadamard blocks
+
+    each step where it is wanted, and the weight must have been folded for it. What the module holds
+    are buffers in the logical packing; the order that the kernels read is made at first use. None
+    of them changes its dtype with `.to(dtype)`.
+
+    Args:
+        weight: the quantized weight.
+        bias: (out_features,) or None.
+        activation_bits: 8, 4, 3 or 2 bits per token, or 0: as they are.
+        grid: of the activations, as in `taut.quantize_per_token`.
+        activation_group_size: columns of a token that share a scale: group_size of the weight, or
+            0 for all.
+        hadamard: rotate, as `taut.quantize_per_token` does.
+        channel_scale, channel_shift: (in_features,), fp32.
+        kronecker: left and right as in `taut.kronecker`.
+        sparse: (out_features, in_features), sparse CSR: added to the weight (SqueezeLLM).
+        low_rank: (out_features, rank) and (rank, in_features): their product is added to the weight
+            (LQ-LoRA). Both additions see x as it came, and are computed in fp32.
+    """
+
+    def __init__(
+        self,
+        weight: LowbitWeight,
+        bias: torch.Tensor | None = None,
+        *,
+        activation_bits: int = 8,
+        grid: str = "absmax",
+        activation_group_size: int = 0,
+        hadamard: bool = False,
+        channel_scale: torch.Tensor | None = None,
+        channel_shift: torch.Tensor | None = None,
+        kronecker: tuple[torch.Tensor, torch.Tensor] | None = None,
+        sparse: torch.Tensor | None = None,
+        low_rank: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.bits, self.group_size = weight.bits, weight.group_size
+        self.in_features, self.out_features = weight.in_features, weight.out_features
+        self.activation_bits, self.grid, self.hadamard = activation_bits, grid, hadamard
+        self.activation_group_size = activation_group_size
+        left, right = kronecker or (None, None)
+        up, down = low_rank or (None, None)
+        parts = (None, None, None)
+        if sparse is not None:
+            parts = (sparse.crow_indices(), sparse.col_indices(), sparse.values())
+        buffers = {
+            "codes": weight.codes,
+            "scale": weight.scale,
+            "zero_point": weight.zero_point,
+            "codebook": weight.codebook,
+            "bias": None if bias is None else bias.detach(),
+            "channel_scale": channel_scale,
+            "channel_shift": channel_shift,
+            "kronecker_left": left,
+            "kronecker_right": right,
+            **dict(zip(("sparse_crow", "sparse_column", "sparse_value"), parts, strict=True)),
+            "low_rank_up": up,
+            "low_rank_down": down,
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, None if value is None else value.contiguous())
+        self._forget()
+
+    def _forget(self) -> None:
+        self._weight, self._low_rank, self._migrated = None, None, (None, None)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_weight": None, "_low_rank": None, "_migrated": (None, None)}
+
+    def _apply(self, fn, recurse=True):
+        self._forget()
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != value.dtype:
+                setattr(self, name, value.to(moved.device))
+        return self
+
+    def _load_from_state_dict(self, *args):
+        self._forget()
+        super()._load_from_state_dict(*args)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, bits={self.bits}, group_size={self.group_size}, "
+            f"activation_bits={self.activation_bits}"
+        )
+
+    def settings(self) -> dict:
+        """What is needed to build the module again around its buffers; see `from_settings`."""
+        names = (
+            "bits", "in_features", "group_size", "activation_bits", "grid",
+            "activation_group_size", "hadamard",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_settings(cls, settings: dict, buffers: dict[str, torch.Tensor]) -> "LowbitLinear":
+        """The module that had these settings and buffers."""
+        options = dict(settings)
+        packing = (options.pop(name) for name in ("bits", "in_features", "group_size"))
+        held = (buffers.get(name) for name in ("codes", "scale", "zero_point", "codebook"))
+        module = cls(LowbitWeight(*held, *packing), **options)
+        for name in buffers:
+            setattr(module, name, buffers[name])
+        return module
+
+    @property
+    def weight(self) -> LowbitWeight:
+        """The quantized weight, without the sparse and low-rank additions."""
+        if self._weight is None:
+            self._weight = LowbitWeight(
+                self.codes, self.scale, self.zero_point, self.codebook, self.bits,
+                self.in_features, self.group_size,
+            )  # fmt: skip
+        return self._weight
+
+    @property
+    def _adds(self) -> bool:
+        return self.sparse_value is not None or self.low_rank_up is not None
+
+    @property
+    def takes_integers(self) -> bool:
+        """Whether a layer before it may hand it 8-bit integers, migrated by channel_scale and
+        channel_shift, in place of floats."""
+        turned = self.hadamard or self.kronecker_left is not None or self._adds
+        return self.activation_bits == 8 and self.grid == "absmax" and not turned
+
+    def migrated(self, norm: torch.nn.LayerNorm) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Scale and shift that make `norm` give this layer's h, if they differ from its own."""
+        if self.channel_scale is None:
+            return None, None
+        made_from = (norm.weight.data_ptr(), norm.weight.dtype)
+        if self._migrated[0] != made_from:
+            scale, shift = norm.weight.float(), norm.bias.float()
+            affine = (scale, shift - self.channel_shift)
+            affine = tuple((t * self.channel_scale).to(norm.weight.dtype) for t in affine)
+            self._migrated = (made_from, affine)
+        return self._migrated[1]
+
+    def prepare(self, x: torch.Tensor) -> torch.Tensor:
+        """h of a float x, not quantized, fp32 (see the class)."""
+        x = x.float()
+        if self.kronecker_left is not None:
+            x = kronecker(x, self.kronecker_left, self.kronecker_right)
+        if self.channel_shift is not None:
+            x = x - self.channel_shift
+        if self.channel_scale is not None:
+            x = x * self.channel_scale
+        return hadamard_transform(x.contiguous()) if self.hadamard else x
+
+    def _operand(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A float x and None as the low-bit ops take them, or integers and their scales."""
+        plain = self.channel_scale is None and self.channel_shift is None and not self.hadamard
+        if self.activation_bits == 0:
+            turned = not plain or self.kronecker_left is not None
+            return (self.prepare(x).to(x.dtype) if turned else x), None
+        if self.kronecker_left is not None:
+            x = kronecker(x, self.kronecker_left.to(x.dtype), self.kronecker_right.to(x.dtype))
+        by_row = self.grid == "absmax" and self.activation_group_size == 0
+        if plain and by_row and self.activation_bits in (4, 8):
+            return x, None
+        return quantize_per_token(
+            x,
+            self.activation_bits,
+            grid=self.grid,
+            channel_scale=self.channel_scale,
+            channel_shift=self.channel_shift,
+            hadamard=self.hadamard,
+            group_size=self.activation_group_size,
+        )
+
+    @property
+    def _activation(self) -> str:
+        return {0: "none", 8: "int8"}.get(self.activation_bits, "int4")
+
+    def _additions(self, x: torch.Tensor) -> torch.Tensor:
+        """What the sparse and low-rank parts add, fp32; a row's result never depends on others."""
+        x = x.float()
+        total = x.new_zeros((x.shape[0], self.out_features))
+        if self.low_rank_up is not None:
+            factors = (self.low_rank_down.float(), self.low_rank_up.float())
+            if x.is_cpu:  # torch's products change with the number of rows
+                if self._low_rank is None:
+                    self._low_rank = [(pack_weight(t), t.shape[0]) for t in factors]
+                inner = x
+                for packed, width in self._low_rank:
+                    inner = packed_linear(inner, packed, out_features=width)
+                total = inner
+            else:
+                total = functional.linear(functional.linear(x, factors[0]), factors[1])
+        if self.sparse_value is not None and x.shape[0]:
+            products = x.T[self.sparse_column] * self.sparse_value.float()[:, None]
+            sums = torch.segment_reduce(products, "sum", offsets=self.sparse_crow, initial=0)
+            total = total + sums.T
+        return total
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        activation: str = "none",
+        *,
+        x_scale: torch.Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """activation(x @ weight.T + bias) for x (total_tokens, in_features), floating point; or
+        int8, prepared and quantized before, with x_scale and the dtype to give."""
+        dtype = x.dtype if x_scale is None else out_dtype
+        operand = (x, x_scale) if x_scale is not None else self._operand(x)
+        adds = self._adds
+        out = lowbit_linear(
+            operand[0],
+            self.weight,
+            None if adds else self.bias,
+            activation=self._activation,
+            epilogue="none" if adds else activation,
+            x_scale=operand[1],
+            x_zero_point=-0.5 if self.grid == "midrise" else 0.0,
+            out_dtype=None if operand[1] is None else dtype,
+        )
+        if not adds:
+            return out
+        bias = None if self.bias is None else self.bias.to(dtype)
+        out = (out.float() + self._additions(x)).to(dtype)
+        return bias_activation(out, bias, activation)
+
+    def quantized_forward(
+        self,
+        x: torch.Tensor,
+        activation: str,
+        consumer: "LowbitLinear",
+        x_scale: torch.Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `forward` gives, quantized for `consumer`, which must take integers without
+        migration: q int8 and scale."""
+        group_size = consumer.activation_group_size
+        if self._adds or self.grid == "midrise":
+            out = self(x, activation, x_scale=x_scale, out_dtype=out_dtype)
+            return quantize_per_token(out, group_size=group_size)
+        if x_scale is None:
+            x, x_scale = self._operand(x)
+        return lowbit_linear_quantize(
+            x,
+            self.weight,
+            self.bias,
+            activation=self._activation,
+            epilogue=activation,
+            x_scale=x_scale,
+            out_group_size=group_size,
+        )
+
+    def residual_layer_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        norm: torch.nn.LayerNorm,
+        dropout: float = 0.0,
+        *,
+        x_scale: torch.Tensor | None = None,
+        consumer: "LowbitLinear | None" = None,
+    ):
+        """norm(x @ weight.T + bias + residual); with a consumer that takes integers also q int8 and
+        scale for it. There is no dropout: nothing here is trained."""
+        affine = (None, None) if consumer is None else consumer.migrated(norm)
+        if self._adds or self.grid == "midrise":
+            out = self(x, x_scale=x_scale, out_dtype=residual.dtype)
+            shared = {"residual": residual, "eps": norm.eps}
+            if consumer is None:
+                return layer_norm(out, norm.weight, norm.bias, **shared)
+            return layer_norm_quantize(
+                out, norm.weight, norm.bias, quant_weight=affine[0], quant_bias=affine[1], **shared
+            )
+        if x_scale is None:
+            x, x_scale = self._operand(x)
+        result = lowbit_linear_layer_norm(
+            x,
+            self.weight,
+            self.bias,
+            residual,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            activation=self._activation,
+            x_scale=x_scale,
+            quantize=consumer is not None,
+            quant_weight=affine[0],
+            quant_bias=affine[1],
+        )
+        return result[0] if consumer is None else result
