@@ -204,9 +204,21 @@ def binary_linear_bits(x, packed, thresholds, out_features, in_features):
 
 @launcher
 def binary_linear_layer_norm(
-    x, x_scale, packed, scale, bias, in_features, residual, weight, norm_bias, eps, bit_threshold
+    x,
+    x_scale,
+    packed,
+    scale,
+    bias,
+    in_features,
+    residual,
+    norm_weight,
+    norm_bias,
+    eps,
+    bit_threshold,
 ):
     total = x.new_empty(residual.shape, dtype=torch.float32)
     _multiply(x, x_scale, packed, in_features, residual.shape[1], total, scale=scale, bias=bias)
-    out = normalize(total, residual, None, weight, norm_bias, eps, False, True, torch.float32)[0]
+    out = normalize(total, residual, None, norm_weight, norm_bias, eps, False, True, torch.float32)[
+        0
+    ]
     return out.to(residual.dtype), pack_bits(out, bit_threshold, 1, "strict")

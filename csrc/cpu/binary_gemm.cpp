@@ -232,7 +232,7 @@ std::tuple<Tensor, Tensor> binary_linear_layer_norm(const Tensor& x, const Optio
   set_scale(op, p, scale, bias);
   p.type = float_type(dtype, op, "residual");
   check_rows(residual, rows, columns, dtype, op, "residual");
-  if (weight) check_vector(*weight, columns, dtype, op, "weight");
+  if (weight) check_vector(*weight, columns, dtype, op, "norm_weight");
   if (norm_bias) check_vector(*norm_bias, columns, dtype, op, "norm_bias");
   if (bit_threshold) check_vector(*bit_threshold, columns, ScalarType::Float, op, "bit_threshold");
   p.residual = residual.const_data_ptr();

@@ -245,8 +245,8 @@ OPS: dict[str, Op] = {
             "binary_linear_layer_norm",
             "binary_gemm",
             "(Tensor x, Tensor? x_scale, Tensor packed, Tensor scale, Tensor? bias, "
-            "SymInt in_features, Tensor residual, Tensor? weight, Tensor? norm_bias, float eps, "
-            "Tensor? bit_threshold=None) -> (Tensor out, Tensor bits)",
+            "SymInt in_features, Tensor residual, Tensor? norm_weight, Tensor? norm_bias, "
+            "float eps, Tensor? bit_threshold=None) -> (Tensor out, Tensor bits)",
         ),
         Op(
             "binary_attention",

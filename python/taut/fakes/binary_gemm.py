@@ -31,7 +31,7 @@ def binary_linear_bits(x, packed, thresholds, out_features, in_features):
 
 
 def binary_linear_layer_norm(
-    x, x_scale, packed, scale, bias, in_features, residual, weight, norm_bias, eps,
+    x, x_scale, packed, scale, bias, in_features, residual, norm_weight, norm_bias, eps,
     bit_threshold=None,
 ):  # fmt: skip
     rows, columns = residual.shape

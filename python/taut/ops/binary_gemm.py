@@ -3,6 +3,7 @@
 import torch
 
 from taut import registry
+from taut.formats import PANEL
 from taut.ops._call import call
 from taut.reference import binary_gemm as reference
 
@@ -47,7 +48,7 @@ def unpack_bits(bits: torch.Tensor, columns: int) -> torch.Tensor:
     """The inverse of `pack_bits`: signs as int8.
 
     Args:
-        bits: int64 (rows, ceil(columns / 64)) or (rows, 2, ceil(columns / 64)).
+        bits: (rows, ceil(columns / 64)) or (rows, 2, ceil(columns / 64)), dtype int64.
         columns: signs per row.
 
     Returns:
@@ -67,7 +68,7 @@ def pack_binary_weight(bits: torch.Tensor) -> torch.Tensor:
     word of the bits that `binary_linear_bits` gives.
 
     Args:
-        bits: int64 (out_features, ceil(in_features / 64)), `pack_bits` of a weight.
+        bits: (out_features, ceil(in_features / 64)), dtype int64, `pack_bits` of a weight.
 
     Returns:
         int64 (ceil(out_features / 64), ceil(in_features / 64), 64), contiguous.
@@ -77,15 +78,15 @@ def pack_binary_weight(bits: torch.Tensor) -> torch.Tensor:
     """
     op = "pack_binary_weight"
     reference.check_tensor(op, "bits", bits, (None, None), "(out_features, words)", (torch.int64,))
-    padded = torch.nn.functional.pad(bits, (0, 0, 0, -bits.shape[0] % registry.PANEL))
-    return padded.unflatten(0, (-1, registry.PANEL)).transpose(1, 2).contiguous()
+    padded = torch.nn.functional.pad(bits, (0, 0, 0, -bits.shape[0] % PANEL))
+    return padded.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
 
 
 def unpack_binary_weight(packed: torch.Tensor, out_features: int) -> torch.Tensor:
     """The exact inverse of `pack_binary_weight`.
 
     Args:
-        packed: int64 (panels, words, 64).
+        packed: (panels, words, 64), dtype int64.
         out_features: rows of the weight.
 
     Returns:
@@ -95,8 +96,8 @@ def unpack_binary_weight(packed: torch.Tensor, out_features: int) -> torch.Tenso
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
     op = "unpack_binary_weight"
-    shape = (-(-out_features // registry.PANEL), None, registry.PANEL)
-    meaning = f"({shape[0]}, words, {registry.PANEL})"
+    shape = (-(-out_features // PANEL), None, PANEL)
+    meaning = f"({shape[0]}, words, {PANEL})"
     reference.check_tensor(op, "packed", packed, shape, meaning, (torch.int64,))
     return reference.unpack_binary_weight(packed, out_features)
 

@@ -29,10 +29,12 @@ def check_optional_tensor(op, name, value, shape, meaning, dtypes) -> None:
 
 
 def check_choice(op: str, name: str, value, accepted: tuple) -> None:
-    if value not in accepted:
-        raise ValueError(
-            f"{op}: {name} must be one of {', '.join(map(str, accepted))}, got {value!r}"
-        )
+    right_type = isinstance(value, type(accepted[0]))
+    if not right_type or value not in accepted:
+        words = ", ".join(map(str, accepted))
+        got = repr(value) if right_type else type(value).__name__
+        error = ValueError if right_type else TypeError
+        raise error(f"{op}: {name} must be one of {words}, got {got}")
 
 
 def readable(t: torch.Tensor) -> bool:

@@ -115,7 +115,7 @@ def check_thresholds(op, thresholds, shape):
 
 
 def check_binary_linear_layer_norm(
-    x, x_scale, packed, scale, bias, in_features, residual, weight, norm_bias, eps,
+    x, x_scale, packed, scale, bias, in_features, residual, norm_weight, norm_bias, eps,
     bit_threshold=None,
 ):  # fmt: skip
     op = "binary_linear_layer_norm"
@@ -128,7 +128,7 @@ def check_binary_linear_layer_norm(
             f"{op}: residual must be ({x.shape[0]}, out_features), got {tuple(residual.shape)}"
         )
     meaning = f"({columns},), one per column of residual"
-    for name, value in (("weight", weight), ("norm_bias", norm_bias)):
+    for name, value in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         check_optional_tensor(op, name, value, (columns,), meaning, (residual.dtype,))
     check_optional_tensor(op, "bit_threshold", bit_threshold, (columns,), meaning, FP32)
 
@@ -210,11 +210,11 @@ def binary_linear_bits(x, packed, thresholds, out_features, in_features):
 
 
 def binary_linear_layer_norm(
-    x, x_scale, packed, scale, bias, in_features, residual, weight, norm_bias, eps,
+    x, x_scale, packed, scale, bias, in_features, residual, norm_weight, norm_bias, eps,
     bit_threshold=None,
 ):  # fmt: skip
     columns = residual.shape[1]
     total = _linear(x, x_scale, packed, scale, bias, columns, in_features) + residual.float()
-    affine = (None if t is None else t.float() for t in (weight, norm_bias))
+    affine = (None if t is None else t.float() for t in (norm_weight, norm_bias))
     out = functional.layer_norm(total, (columns,), *affine, eps)
     return out.to(residual.dtype), pack_bits(out, bit_threshold)
