@@ -94,6 +94,7 @@ setup(
     packages=[
         "taut",
         "taut.encoder",
+        "taut.fakes",
         "taut.ops",
         "taut.reference",
         "taut.triton_kernels",

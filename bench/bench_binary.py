@@ -6,9 +6,11 @@ has its weight prepacked. All contenders of a row take turns in one process; rat
 in brackets, of minima.
 
     python bench/bench_binary.py [--threads 2] [--seconds 6] [--isa avx2] [--quick] [--json FILE]
+    python bench/bench_binary.py --cpu-time    # one thread's CPU time, for a busy machine
 """
 
 import argparse
+import time
 from pathlib import Path
 
 import torch
@@ -89,10 +91,10 @@ def linear_contenders(rows, in_features, out_features):
     }
 
 
-def measure(label, contenders, ours, peers, op, seconds):
-    once = interleaved(contenders, 1)
+def measure(label, contenders, ours, peers, op, seconds, clock):
+    once = interleaved(contenders, 1, clock=clock)
     rounds = max(3, round(seconds / sum(t.median for t in once.values())))
-    times = interleaved(contenders, min(rounds, 400))
+    times = interleaved(contenders, min(rounds, 400), clock=clock)
     print(f"{label:12}" + "  ".join(f"{n} {1e3 * t.median:.3f}" for n, t in times.items()) + " ms")
     for name in ours:
         ratios = "  ".join(
@@ -110,6 +112,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2048, help="of the linears")
     parser.add_argument("--seconds", type=float, default=6, help="per line")
     parser.add_argument("--isa", help="instruction set of taut's kernels (TAUT_CPU_ISA)")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="one thread, and its CPU time instead of wall time"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--quick", action="store_true", help="three rounds, few rows")
     arguments = parser.parse_args()
@@ -117,7 +122,8 @@ def main() -> None:
         arguments.seconds, arguments.rows = 0, 64
     if arguments.isa:
         libraries.module.set_active_isa(arguments.isa)
-    torch.set_num_threads(arguments.threads)
+    clock = time.thread_time if arguments.cpu_time else time.perf_counter
+    torch.set_num_threads(1 if arguments.cpu_time else arguments.threads)
     torch.manual_seed(0)
     rows = []
     with torch.inference_mode():
@@ -125,14 +131,14 @@ def main() -> None:
         for name, lengths in LENGTHS.items():
             rows.append(measure(
                 name, attention_contenders(lengths()), ("bool", "elastic", "qk_only"),
-                ("sdpa fp32", "sdpa bf16", "taut bf16"), "binary_attention", arguments.seconds,
+                ("sdpa fp32", "sdpa bf16", "taut bf16"), "binary_attention", arguments.seconds, clock,
             ))  # fmt: skip
         print(f"linears, {arguments.rows} rows")
         for shape in SHAPES:
             contenders = linear_contenders(arguments.rows, *shape)
             rows.append(measure(
                 f"{shape[0]}x{shape[1]}", contenders, list(contenders)[:-2],
-                ("torch fp32", "onednn bf16"), "binary_linear", arguments.seconds,
+                ("torch fp32", "onednn bf16"), "binary_linear", arguments.seconds, clock,
             ))  # fmt: skip
     print("variant:", rows[0]["variant"])
     if arguments.json:

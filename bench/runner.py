@@ -27,6 +27,7 @@ def interleaved(
     contenders: dict[str, Callable[[], object]],
     rounds: int,
     between: Callable[[], object] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time every contender `rounds` times, in turns, the order reversed every other round.
 
@@ -40,9 +41,9 @@ def interleaved(
         for name in names if round_index % 2 == 0 else reversed(names):
             if between is not None:
                 between()
-            start = time.perf_counter()
+            start = clock()
             contenders[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {
         name: Timing(statistics.median(times), min(times), max(times))
         for name, times in seconds.items()

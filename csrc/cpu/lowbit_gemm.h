@@ -76,7 +76,7 @@ struct LowbitScratch {
   int8_t* ones;      // codes_stride(): a row of ones, 0 behind in_features
   float* sums;       // (kMaxLowbitRows, 64)
   float* values;     // (64, 64): a block of expanded weights
-  uint8_t* codes;    // a panel expanded to 8 bits, for tiles
+  uint8_t* codes;    // a panel expanded to 8 bits, for tiles and 3 bits
 };
 
 // Rows [row_begin, row_end) of x times panels [panel_begin, panel_end).

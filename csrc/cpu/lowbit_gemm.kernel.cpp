@@ -98,6 +98,7 @@ struct Sink {
   float* sums;  // or null: p.out
 
   // Asks for the lines of p.out that a tile will be written to, so that its stores do not wait.
+  // Inlined by force: gcc 12 finds that a function which only prefetches has no effect.
   __attribute__((always_inline)) void prefetch(int64_t row, int64_t rows, int64_t panel) const {
     if (sums) return;
     const int64_t size = p.out_type == Element::f32 ? 4 : 2;
@@ -185,23 +186,12 @@ struct Work {
   int64_t count() const { return block.row_end - block.row_begin; }
 };
 
+// Sums a panel row by row of tiles.
 template <int Bits>
-void integer_panel(const Work& work, int64_t panel, const uint8_t* codes,
-                   const PanelConstants& constants) {
+void vector_panel(const Work& work, int64_t panel, const uint8_t* codes,
+                  const PanelConstants& constants) {
   const LowbitParams& p = work.p;
   const LowbitRows& rows = work.rows;
-  if (constants.offset) prepare_offsets<Bits>(p, codes, work.scratch.ones, constants);
-#if defined(TAUT_INTEGER_TILES)
-  if (work.tiles) {
-    if constexpr (Bits < 8) {
-      expand_panel<Bits>(p, codes, work.scratch.codes);
-      codes = work.scratch.codes;
-    }
-    multiply_by_integer_tiles(p, {codes, rows, constants, work.scratch.sums}, work.count());
-    work.sink.take(work.scratch.sums, constants.bias, work.block.row_begin, work.count(), panel);
-    return;
-  }
-#endif
   alignas(64) float sums[kIntegerRows * kLowbitPanel];
   const int64_t tiles = (work.count() + kIntegerRows - 1) / kIntegerRows;
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -212,6 +202,34 @@ void integer_panel(const Work& work, int64_t panel, const uint8_t* codes,
     multiply_integers<Bits>(p, {codes, part, constants, sums}, end - begin);
     work.sink.take(sums, constants.bias, work.block.row_begin + begin, end - begin, panel);
   }
+}
+
+template <int Bits>
+void integer_panel(const Work& work, int64_t panel, const uint8_t* codes,
+                   const PanelConstants& constants) {
+  const LowbitParams& p = work.p;
+  if (constants.offset) prepare_offsets<Bits>(p, codes, work.scratch.ones, constants);
+#if defined(TAUT_INTEGER_TILES)
+  if (work.tiles) {
+    if constexpr (Bits < 8) {
+      expand_panel<Bits>(p, codes, work.scratch.codes);
+      codes = work.scratch.codes;
+    }
+    multiply_by_integer_tiles(p, {codes, work.rows, constants, work.scratch.sums}, work.count());
+    work.sink.take(work.scratch.sums, constants.bias, work.block.row_begin, work.count(), panel);
+    return;
+  }
+#endif
+#if defined(__AVX512VNNI__)
+  // Three bits want more registers than the sums leave; many rows share one expansion.
+  constexpr int64_t kWorthExpanding = 32;
+  if (Bits == 3 && work.count() >= kWorthExpanding) {
+    expand_panel<Bits>(p, codes, work.scratch.codes);
+    vector_panel<8>(work, panel, work.scratch.codes, constants);
+    return;
+  }
+#endif
+  vector_panel<Bits>(work, panel, codes, constants);
 }
 
 template <int Bits>

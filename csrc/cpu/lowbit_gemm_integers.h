@@ -111,6 +111,19 @@ inline void multiply_integers(const LowbitParams& p, const IntegerTile& t, int64
   }
 }
 
+// A panel of narrow codes as one of 8 bits.
+template <int Bits>
+void expand_panel(const LowbitParams& p, const uint8_t* panel, uint8_t* out) {
+  for (int64_t u = 0; u < 2 * p.blocks(); ++u) {
+    const Unit unit = unit_of<Bits>(panel, u, 0);
+    for (int64_t channel = 0; channel < kLowbitPanel; channel += Vec::kWidth)
+#pragma GCC unroll 8
+      for (int quad = 0; quad < kQuads; ++quad)
+        codes_of<Bits>(unit, quad, channel)
+            .store(out + (u * kQuads + quad) * kRowBytes + 4 * channel);
+  }
+}
+
 // Fills in what a zero point of x takes away from every row's sums.
 template <int Bits>
 void prepare_offsets(const LowbitParams& p, const uint8_t* panel, const int8_t* ones,

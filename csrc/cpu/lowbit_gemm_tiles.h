@@ -46,19 +46,6 @@ inline void store_integer_tiles(int32_t* sums) {
   TILE_STORE(3, sums + kIntegerTile * kIntegerBlock + kIntegerTile, kStride);
 }
 
-// A panel of narrow codes as one of 8 bits.
-template <int Bits>
-void expand_panel(const LowbitParams& p, const uint8_t* panel, uint8_t* out) {
-  for (int64_t u = 0; u < 2 * p.blocks(); ++u) {
-    const Unit unit = unit_of<Bits>(panel, u, 0);
-    for (int64_t channel = 0; channel < kLowbitPanel; channel += Vec::kWidth)
-#pragma GCC unroll 8
-      for (int quad = 0; quad < kQuads; ++quad)
-        _mm512_storeu_si512(out + (u * kQuads + quad) * kRowBytes + 4 * channel,
-                            codes_of<Bits>(unit, quad, channel).v);
-  }
-}
-
 // t.out = `rows` rows of t times a panel of 8 bits. Staged rows reach to a multiple of 32; t.out
 // has only so many as there are.
 inline void multiply_by_integer_tiles(const LowbitParams& p, IntegerTile t, int64_t rows) {

@@ -108,6 +108,7 @@ inline void store_pairs(Vec even, Vec odd, bf16* p) {
 }
 
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
+inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
 }  // namespace TAUT_ISA
 }  // namespace taut

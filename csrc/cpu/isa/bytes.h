@@ -1,6 +1,6 @@
 // Bytes: Vec::kWidth groups of four bytes, one group to a 32-bit lane, and their products.
 //
-//   Bytes::load(p)             from 4 * kWidth bytes
+//   Bytes::load(p), b.store(p)  from and to 4 * kWidth bytes
 //   Bytes::set(byte)           that byte everywhere
 //   Bytes::broadcast(p)        the four bytes at p in all lanes
 //   a & b, a | b, a << n, a >> n      of whole lanes: a shift brings in bits of neighbouring bytes
@@ -34,6 +34,7 @@ struct Bytes {
     std::memcpy(&b.v, p, sizeof(b.v));
     return b;
   }
+  void store(void* p) const { std::memcpy(p, &v, sizeof(v)); }
   static Bytes set(uint8_t byte) { return {BitLanes{} + 0x01010101u * byte}; }
   static Bytes broadcast(const int8_t* p) {
     uint32_t quad;
@@ -86,6 +87,7 @@ struct Bytes {
   __m256i v;
 
   static Bytes load(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
+  void store(void* p) const { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
   static Bytes set(uint8_t byte) { return {_mm256_set1_epi8(static_cast<char>(byte))}; }
   static Bytes broadcast(const int8_t* p) {
     int32_t quad;
@@ -137,6 +139,7 @@ struct Bytes {
   __m512i v;
 
   static Bytes load(const void* p) { return {_mm512_loadu_si512(p)}; }
+  void store(void* p) const { _mm512_storeu_si512(p, v); }
   static Bytes set(uint8_t byte) { return {_mm512_set1_epi8(static_cast<char>(byte))}; }
   static Bytes broadcast(const int8_t* p) {
     int32_t quad;

@@ -94,6 +94,11 @@ inline void store_pairs(Vec even, Vec odd, bf16* p) {
 }
 
 inline float reduce_add(Vec a) { return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]); }
+inline float reduce_max(Vec a) {
+  float best = a.lane[0];
+  for (int i = 1; i < Vec::kWidth; ++i) best = a.lane[i] > best ? a.lane[i] : best;
+  return best;
+}
 
 }  // namespace TAUT_ISA
 }  // namespace taut

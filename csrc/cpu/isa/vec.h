@@ -8,7 +8,7 @@
 //   v.store(p), v.store(p, n)        rounds to nearest even; with n, writes the first n lanes only
 //   + - * /, fma(a, b, c) = a*b + c, fnma(a, b, c) = c - a*b, min, max, abs, sqrt, round
 //   a < b -> Mask; select(mask, a, b) = mask ? a : b
-//   reduce_add(v)                    in a fixed order
+//   reduce_add(v), reduce_max(v)     in a fixed order
 //   pow2(v)                          2^v for integral v in [-126, 127]
 //   scale(a, v)                      a * pow2(v)
 //
