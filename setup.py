@@ -29,8 +29,10 @@ def environment_choice(name: str, accepted: tuple[str, ...], default: str) -> st
 
 def find_nvcc() -> str | None:
     """The CUDA compiler to use; None to build without CUDA."""
+    import torch
+
     choice = environment_choice("TAUT_CUDA", ("auto", "0", "1"), "auto")
-    if choice == "0":
+    if choice == "0" or choice == "auto" and torch.version.cuda is None:
         return None
     if home := os.environ.get("CUDA_HOME"):
         nvcc = shutil.which("nvcc", path=str(Path(home) / "bin"))
