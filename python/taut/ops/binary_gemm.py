@@ -60,6 +60,13 @@ def unpack_bits(bits: torch.Tensor, columns: int) -> torch.Tensor:
     return call(_UNPACK_BITS, bits, columns)
 
 
+def _check_words(op, name, value, shape, meaning):
+    """These two are no ops: no dispatcher looks at the type."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    reference.check_tensor(op, name, value, shape, meaning, (torch.int64,))
+
+
 def pack_binary_weight(bits: torch.Tensor) -> torch.Tensor:
     """A 1-bit weight in the order the kernels read it: word k of 64 output channels side by side.
 
@@ -77,7 +84,7 @@ def pack_binary_weight(bits: torch.Tensor) -> torch.Tensor:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
     op = "pack_binary_weight"
-    reference.check_tensor(op, "bits", bits, (None, None), "(out_features, words)", (torch.int64,))
+    _check_words(op, "bits", bits, (None, None), "(out_features, words)")
     padded = torch.nn.functional.pad(bits, (0, 0, 0, -bits.shape[0] % PANEL))
     return padded.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
 
@@ -98,7 +105,7 @@ def unpack_binary_weight(packed: torch.Tensor, out_features: int) -> torch.Tenso
     op = "unpack_binary_weight"
     shape = (-(-out_features // PANEL), None, PANEL)
     meaning = f"({shape[0]}, words, {PANEL})"
-    reference.check_tensor(op, "packed", packed, shape, meaning, (torch.int64,))
+    _check_words(op, "packed", packed, shape, meaning)
     return reference.unpack_binary_weight(packed, out_features)
 
 
