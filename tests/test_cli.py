@@ -184,5 +184,40 @@ def test_demo_compares_and_searches():
     result = taut("demo", "--sample", 48, "--corpus", 400)
     text = result.stdout.decode()
     assert result.returncode == 0, result.stderr.decode()
-    for row in ("transformers fp32, padded", "taut fp32", "taut bf16", "cosine", "nearest"):
+    for row in (
+        "transformers fp32, padded", "taut fp32", "taut bf16", "taut w8a8", "taut w4a8", "cosine",
+        "nearest",
+    ):  # fmt: skip
         assert row in text, text
+
+
+def test_quantize_writes_a_model_that_encode_reads(lines, tmp_path):
+    target = tmp_path / "small"
+    options = ("--scheme", "w8a8", "--layer", "layers.0.*=w8a16", "--calibration", "random")
+    result = taut("quantize", default_model(), "--output", target, *options)
+    text = result.stdout.decode()
+    assert result.returncode == 0, result.stderr.decode()
+    for fragment in ("w8a8, 90.", "MB in fp32 -> 2", "mean 0.99", "worst 0.99"):
+        assert fragment in text, text
+    found = taut("encode", lines, "--model", target, "--output", tmp_path / "a.npy")
+    assert found.returncode == 0, found.stderr.decode()
+    assert encode(lines, tmp_path / "b.npy").returncode == 0
+    rows = np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy")
+    assert ((rows[0] * rows[1]).sum(1) > 0.99).all()
+    again = taut("quantize", default_model(), "--output", target, *options)
+    refused(again, "exists and is not an empty directory")
+
+
+@pytest.mark.parametrize(
+    "options,fragment",
+    (
+        (("--scheme", "w5a8"), "scheme must be w{8,4,3,2}a{16,8,4}"),
+        (("--layer", "layers.0.up"), "--layer must be PATTERN=SCHEME"),
+        (("--layer", "up=w8a8"), "layers must name layers.<i>"),
+        (("--calibration", "/no/such/file"), "/no/such/file"),
+    ),
+)
+def test_quantize_refuses(tmp_path, options, fragment):
+    target = tmp_path / "none"
+    refused(taut("quantize", default_model(), "--output", target, *options), fragment)
+    assert not target.exists()

@@ -94,9 +94,10 @@ def test_minilm_w4a8_best_recipe(minilm, docstrings):
     assert cosine.mean() >= 0.99, cosine.mean()
 
 
-@pytest.mark.parametrize("scheme", ("w8a8", "w4a8-g32", "nf4"))
-def test_an_embedding_never_depends_on_its_batch_mates(minilm, scheme):
-    quantized = minilm.quantize(scheme)
+@pytest.mark.parametrize("scheme", ("minilm w8a8", "w8a8", "w4a8-g32", "ternary", "quest4", "nf4"))
+def test_an_embedding_never_depends_on_its_batch_mates(minilm, bert, scheme):
+    model, scheme = (minilm, "w8a8") if scheme.startswith("minilm") else (bert, scheme)
+    quantized = model.quantize(scheme)
     alone = [quantized.encode([text])[0] for text in TEXTS]
     wild = ["\N{SNOWMAN} " * 300, "(((((" * 50, "x" * 5000]
     for batch in (TEXTS, wild[:1] + TEXTS + wild, [t for text in TEXTS for t in (wild[1], text)]):

@@ -8,6 +8,7 @@ import torch
 from taut import Encoder
 from taut.demo import every_nth, stdlib_docstrings
 from taut.encoder.checkpoint import SAFETENSORS
+from taut.schemes import parse_scheme
 from taut.text_io import InputError, read_texts
 
 _CALIBRATION_TEXTS = 512
@@ -45,6 +46,12 @@ def run(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not an empty directory")
     chosen = _layers(layers)
+    try:
+        for name in (scheme, *chosen.values()):
+            if name != "auto":
+                parse_scheme(name)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     docstrings = [docstring.text for docstring in stdlib_docstrings()]
     texts = _calibration(calibration, docstrings[::2])
     try:
