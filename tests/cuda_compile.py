@@ -13,9 +13,14 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from torch.utils import cpp_extension
+
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "cuda"
 ARCHITECTURES = ("80", "90a", "100a")
+# The kernels of attention take minutes: of the forward ones those of one dtype are compiled here, of
+# the backward ones none.
+KERNELS = ("attention_forward_bf16", "attention_plan")
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -65,8 +70,9 @@ def find_cuobjdump() -> Path:
 
 
 def sources() -> list[Path]:
-    """What is compiled: the ops' launchers and kernels, and the wrappers' own kernels."""
-    return sorted((ROOT / "csrc/cuda").glob("*.cu")) + sorted((ROOT / "tests/cuda").glob("*.cu"))
+    """What is compiled: kernels of ops, and those of the wrappers."""
+    kernels = [ROOT / f"csrc/cuda/{name}.cu" for name in KERNELS]
+    return kernels + sorted((ROOT / "tests/cuda").glob("*.cu"))
 
 
 def architectures(source: Path) -> tuple[str, ...]:
@@ -138,10 +144,7 @@ def compile_source(source: Path, architecture: str) -> list[Kernel]:
         cubin = cached.with_suffix(f".{os.getpid()}.cubin")
         arguments = [*FLAGS, f"-I{ROOT / 'csrc'}", "-Xptxas", "-v", "-cubin", "-o", cubin]
         arguments.append(f"-gencode=arch=compute_{architecture},code=sm_{architecture}")
-        if b"torch/" in source.read_bytes():
-            from torch.utils import cpp_extension
-
-            arguments += [f"-isystem={path}" for path in cpp_extension.include_paths()]
+        arguments += [f"-isystem={path}" for path in cpp_extension.include_paths()]
         log = run_nvcc([*arguments, source])
         listing = subprocess.run(
             [find_cuobjdump(), "-sass", cubin], capture_output=True, text=True, check=True
