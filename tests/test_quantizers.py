@@ -172,8 +172,7 @@ def test_learned_tables_follow_the_importance(bits):  # SqueezeLLM
 
     uniform = quantizers.integer(weight, bits)
     assert error(plain, slice(None)) < error(uniform, slice(None))
-    # Rounds of k-means end in some minimum: of a row or two the other one may be the better.
-    assert error(weighted, slice(128)) < 1.02 * error(plain, slice(128))
+    assert error(weighted, slice(128)) < error(plain, slice(128))
 
 
 def test_folds_leave_the_product_as_it_is():

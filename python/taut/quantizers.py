@@ -312,14 +312,19 @@ def learned_codebook(
     wide = _check("learned_codebook", weight)
     check_choice("learned_codebook", "bits", bits, (2, 3, 4))
     rows, levels = wide.shape[0], 2**bits
-    share = torch.ones_like(wide) if importance is None else importance.float().expand_as(wide)
+    shares = [torch.ones_like(wide)]
+    if importance is not None:
+        shares.append(importance.float().expand_as(wide))
     quantiles = (torch.arange(levels) + 0.5) / levels
     table = torch.quantile(wide, quantiles, dim=1).T.contiguous()
-    for _ in range(_MEANS_ROUNDS):
-        codes = _nearest(wide, table)
-        mass = table.new_zeros(rows, levels).scatter_add_(1, codes, share)
-        total = table.new_zeros(rows, levels).scatter_add_(1, codes, share * wide)
-        table = torch.where(mass > 0, total / mass, table).sort(1).values
+    # Rounds without importance first: those with it only make its error smaller, so the table is
+    # never worse, where the importance lies, than the one of even shares.
+    for share in shares:
+        for _ in range(_MEANS_ROUNDS):
+            codes = _nearest(wide, table)
+            mass = table.new_zeros(rows, levels).scatter_add_(1, codes, share)
+            total = table.new_zeros(rows, levels).scatter_add_(1, codes, share * wide)
+            table = torch.where(mass > 0, total / mass, table).sort(1).values
     scale = torch.ones(rows, 1)
     return _lowbit(_nearest(wide, table), scale, None, table, bits, 0)
 
