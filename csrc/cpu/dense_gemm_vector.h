@@ -6,7 +6,7 @@
 #pragma once
 #include "cpu/dense_gemm.h"
 #include "cpu/isa/columns.h"
-#include "cpu/isa/opaque.h"
+#include "cpu/isa/reload.h"
 
 namespace taut {
 namespace TAUT_ISA {
@@ -85,7 +85,8 @@ inline void k_step(Vec (&sums)[Rows][kTileVectors], const float* x, int64_t x_st
   multiply_add<EvenOfPair>(sums, x, x_stride, weights);
   // Both halves come from the same pairs: kept for the second half, they would take registers from
   // the sums.
-  multiply_add<OddOfPair>(sums, x + 1, x_stride, opaque(weights));
+  reload_memory();
+  multiply_add<OddOfPair>(sums, x + 1, x_stride, weights);
 }
 template <class T>
 constexpr bool kWidened = sizeof(T) == 2;

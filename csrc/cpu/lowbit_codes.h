@@ -5,7 +5,7 @@
 // own: 8 of 8 bits, 4 of 4 bits, 2 of 2 bits, and for 3 bits one more row of top bits.
 #pragma once
 #include "cpu/isa/bytes.h"
-#include "cpu/isa/opaque.h"
+#include "cpu/isa/reload.h"
 #include "cpu/lowbit_gemm.h"
 
 namespace taut {
@@ -46,7 +46,8 @@ inline Bytes codes_of(Unit unit, int quad, int64_t channel) {
     const Bytes code = four >> (2 * (quad % 4));
     if constexpr (Bits == 2) return code & Bytes::set(3);
     // Loaded anew for every quad: kept in registers, top bits would push the sums out of theirs.
-    const Bytes top = Bytes::load(opaque(unit.top + 4 * channel));
+    reload_memory();
+    const Bytes top = Bytes::load(unit.top + 4 * channel);
     return select(Bytes::set(4), quad < 2 ? top << (2 - quad) : top >> (quad - 2), code) &
            Bytes::set(7);
   }
