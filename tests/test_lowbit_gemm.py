@@ -533,3 +533,22 @@ def test_long_rows_of_floating_point_have_no_limit(isa):
     x[0, -1] = 1
     out = taut.lowbit_linear(x, weight, activation="none")
     assert out.item() == weight.dequantize()[0, -1].item()
+
+
+def test_a_second_affine_for_what_is_quantized(isa):
+    codes = pack_codes(torch.randint(256, (70, 96), dtype=torch.uint8), 8)
+    weight = LowbitWeight(codes, torch.rand(70, 1), None, None, 8, 96)
+    x, residual = torch.randn(19, 96), torch.randn(19, 70)
+    vectors = torch.randn(5, 70).unbind()
+    bias, norm_weight, norm_bias, quant_weight, quant_bias = vectors
+
+    def run(*norm, **options):
+        return taut.lowbit_linear_layer_norm(x, weight, bias, residual, *norm, **options)
+
+    out, q, scale = run(
+        norm_weight, norm_bias, quantize=True, quant_weight=quant_weight, quant_bias=quant_bias
+    )
+    assert torch.equal(out, run(norm_weight, norm_bias)[0])
+    want, want_q, want_scale = run(quant_weight, quant_bias, quantize=True)
+    assert torch.equal(q, want_q) and torch.equal(scale, want_scale)
+    torch.testing.assert_close(q * scale, want, rtol=0, atol=0.51 * scale.max().item())
