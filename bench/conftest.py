@@ -144,7 +144,6 @@ def replay(request, benchmark):
             device=suite.device.type,
             isa=machine_facts["isa"],
             threads=machine_facts["threads"],
-            variant=None,
             tokens=work.tokens,
             flops=work.flops,
             bytes=work.bytes,

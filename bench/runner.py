@@ -119,13 +119,13 @@ def measure(
                 continue
             ours = name.startswith("taut")
             try:
-                outcome.facts = dict(work.check(name, work.runs[name]()))
+                out = work.runs[name]()
+                variant = variant_of(work.ops.get(name, case.op)) if ours else None
+                outcome.facts = work.check(name, out) | {"variant": variant}
             except Exception as error:
                 cause = f"{type(error).__name__}: {str(error)[:300]}"
                 setattr(outcome, "failure" if ours else "skipped", cause)
                 continue
-            if ours:
-                outcome.facts["variant"] = variant_of(work.ops.get(name, case.op))
             once[name] = timer(work.runs[name], 1)
             if not ours and once[name] > SLOWEST * share:
                 outcome.skipped = f"one call takes {once[name]:.2g} s"
