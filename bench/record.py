@@ -65,15 +65,12 @@ class Row:
 class Record:
     """Every row of one run on one machine."""
 
+    device: str
     machine: dict
     commit: dict
     datetime: str
     rows: tuple[Row, ...]
     failures: dict[str, str]  # test -> why it gave no row
-
-    @property
-    def device(self) -> str:
-        return self.machine["device"]
 
     @property
     def roofs(self) -> dict[str, float]:
@@ -125,9 +122,10 @@ def parse(document: dict) -> Record:
                 **known,
             )
         )
-    document["machine_info"]["device"]  # noqa: B018: what it lacks is told here
+    machine = document["machine_info"]
     return Record(
-        document["machine_info"],
+        machine["device"],
+        machine,
         document["commit_info"],
         document["datetime"],
         tuple(rows),

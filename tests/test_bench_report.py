@@ -14,10 +14,9 @@ FIGURES = """[...document.querySelectorAll('figure')].map((figure) => {
   return {caption: figure.querySelector('figcaption').textContent, x: box.x,
           y: box.y + window.scrollY, width: box.width, height: box.height}; })"""
 SHOWN = "[...document.querySelectorAll('#results tbody')].filter((b) => !b.hidden).length"
-FILTERED = """(() => { const field = document.getElementById('filter');
-  field.value = 'layer_norm 4096'; field.dispatchEvent(new Event('input'));
-  const shown = %s; field.value = ''; field.dispatchEvent(new Event('input'));
-  return shown; })()""" % SHOWN  # fmt: skip
+FILTERED = f"""(() => {{ const field = document.getElementById('filter');
+  const search = (words) => {{ field.value = words; field.dispatchEvent(new Event('input')); }};
+  search('layer_norm 4096'); const shown = {SHOWN}; search(''); return shown; }})()"""
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
