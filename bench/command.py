@@ -18,7 +18,7 @@ from rich.table import Table
 
 from taut.bench import table
 from taut.bench.compare import Change, changes
-from taut.bench.record import ENCODE, Record, parse, read, without_samples
+from taut.bench.record import ENCODE, Record, compact, parse, read
 from taut.registry import OPS
 from taut.text_io import InputError, check_place, whole_or_nothing
 
@@ -109,13 +109,16 @@ def measure(names: Sequence[str], quick: bool) -> dict:
         output = Path(folder) / "record.json"
         # No configuration but this: not that of a project whose folder we stand in.
         arguments = ["-q", "-c", os.devnull, f"--rootdir={SUITE}", "-p", "no:cacheprovider",
+                     "--benchmark-quiet",
                      f"--benchmark-json={output}", *(["--quick"] if quick else [])]  # fmt: skip
         status = pytest.main([*arguments, *map(str, files)], plugins=[progress])
         if status == pytest.ExitCode.INTERRUPTED and not progress.failures:
             raise KeyboardInterrupt
+        if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+            raise InputError(f"no benchmark of {', '.join(names)} for this device")
         if not output.exists():
-            raise RuntimeError(f"the suite measured nothing:\n{said.getvalue()}")
-        document = without_samples(json.loads(output.read_text(encoding="utf-8")))
+            sys.exit(f"taut: the suite measured nothing:\n{said.getvalue()}")
+        document = compact(json.loads(output.read_text(encoding="utf-8")))
     if progress.failures:
         document["failures"] = progress.failures
         failed = {nodeid.partition("::")[2] for nodeid in progress.failures}
@@ -130,7 +133,7 @@ def show(record: Record, console: Console) -> None:
         op = group[0].op
         if op not in tables:
             tables[op] = Table(
-                title=f"{op}\n", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+                title=op, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
             )
             for column in table.COLUMNS:
                 left = column in ("case", "dtype", "contender")

@@ -37,7 +37,7 @@ def _spread(rows: list[Row]) -> float:
     return math.sqrt(sum(row.spread**2 for row in rows))
 
 
-def _machine(pairs: list[tuple[Row, Row]], roof: str | None, old: Record, new: Record):
+def _machine(pairs: list[tuple[Row, Row]], roof: str, old: Record, new: Record):
     """(new / old of the machine, its spread), from (old, new) of the group's peers, or the roof."""
     peers = [(a, b) for a, b in pairs if b.role == "peer" and a.peer_version == b.peer_version]
     if peers:
@@ -50,7 +50,7 @@ def _machine(pairs: list[tuple[Row, Row]], roof: str | None, old: Record, new: R
 
 def changes(old: Record, new: Record) -> Iterator[Change]:
     """One Change per contender of taut that both runs measured; InputError if none can be compared."""
-    for name in ("device", "threads"):
+    for name in ("device", "threads", "clock"):
         before, now = old.machine.get(name), new.machine.get(name)
         if before != now:
             raise InputError(
@@ -66,6 +66,6 @@ def changes(old: Record, new: Record) -> Iterator[Change]:
     for pairs in common:
         for a, b in pairs:
             if b.role == "taut":
-                machine, spread = _machine(pairs, b.roof, old, new)
+                machine, spread = _machine(pairs, b.roof or b.bandwidth, old, new)
                 noise = max(FLOOR, math.hypot(_spread([a, b]), spread))
                 yield Change(b, machine, b.median / a.median / machine, noise)

@@ -51,7 +51,7 @@ def _ops(record: Record) -> str:
         own = [row for group in groups for row in group if row.role == "taut"]
         if not own:
             continue
-        best = max(own, key=lambda row: (row.roof_share or 0, row.rate[0]))
+        best = max(own, key=lambda row: row.rate[0])
         ratios = _against_peers(groups)
         ends = [f"{table.times(factor)} {peer}" for factor, peer in ratios[:1] + ratios[1:][-1:]]
         lines.append((f"`{op}`", dtype, str(len(groups)), table.rate(*best.rate),

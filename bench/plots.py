@@ -132,19 +132,23 @@ def sweeps(record: Record, axis: str) -> list[Plot]:
 
 def roofline(record: Record) -> list[Plot]:
     """Every row of taut under the probed roofs, by operations per byte."""
-    rows = [r for r in record.rows if r.role == "taut" and r.flops and r.bytes and r.roof]
-    bandwidth = record.roofs.get("memory")
-    if not rows or not bandwidth:
+    rows = [r for r in record.rows if r.role == "taut" and r.flops and r.bytes]
+    bandwidths = {n: b for n, b in record.roofs.items() if unit_of(n) == "B/s"}
+    peaks = {name: peak for name, peak in record.roofs.items() if name not in bandwidths}
+    if not rows or not bandwidths or not peaks:
         return []
     figure, axes = plt.subplots(figsize=(11.5, 5))
     intensity = [row.flops / row.bytes for row in rows]
     low, high = min(intensity) / 3, max(intensity) * 4
-    for name, peak in record.roofs.items():
-        if name == "memory":
-            continue
-        ridge = min(max(peak / bandwidth, low), high)
-        axes.plot([low, ridge, high], [min(peak, bandwidth * x) / 1e9 for x in (low, ridge, high)],
-                  color=INK, linewidth=1.2, alpha=0.7, zorder=1)  # fmt: skip
+    line = {"color": INK, "linewidth": 1.2, "alpha": 0.7, "zorder": 1}
+    fastest, highest = max(bandwidths.values()), max(peaks.values())
+    for name, bandwidth in bandwidths.items():
+        end = min(highest / bandwidth, high)
+        axes.plot([low, end], [bandwidth * x / 1e9 for x in (low, end)], **line)
+        axes.annotate(f"{name}, {bandwidth / 1e9:,.0f} GB/s", (low, bandwidth * low / 1e9),
+                      xytext=(6, 0), textcoords="offset points", va="top")  # fmt: skip
+    for name, peak in peaks.items():
+        axes.plot([max(peak / fastest, low), high], [peak / 1e9] * 2, **line)
         axes.annotate(f"{name}, {peak / 1e9:,.0f} G{unit_of(name)}", (high, peak / 1e9),
                       xytext=(0, 4), textcoords="offset points", ha="right")  # fmt: skip
     ops = list(dict.fromkeys(row.op for row in rows))
@@ -160,8 +164,7 @@ def roofline(record: Record) -> list[Plot]:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(LogLocator(10))
     figure.legend(loc="outside right upper")
-    name = f"{record.device}, memory {bandwidth / 1e9:,.0f} GB/s"
-    return [Plot(name, _svg(figure, f"roofline: {name}"), wide=True)]
+    return [Plot(record.device, _svg(figure, f"roofline: {record.device}"), wide=True)]
 
 
 def accuracy(record: Record) -> list[Plot]:

@@ -16,7 +16,8 @@ ENCODE = "encode"  # the stem of whole encoders: their rate is tokens per second
 
 def unit_of(roof: str | None) -> str:
     """What machine_info["roofs"][roof] counts."""
-    return {"memory": "B/s", "int8": "OP/s", "popcount": "OP/s"}.get(roof, "FLOP/s")
+    units = {"memory": "B/s", "cache": "B/s", "int8": "OP/s", "popcount": "OP/s"}
+    return units.get(roof, "FLOP/s")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Row:
     tokens: int = 0
     flops: float = 0
     bytes: float = 0
-    roof: str | None = None
+    roof: str | None = None  # what its arithmetic is held against; None where memory bounds it
+    bandwidth: str = "memory"  # or cache: what its bytes are held against
     roof_share: float | None = None
     error: float | None = None  # an op: largest difference; an encoder: 1 - worst cosine
     allowed_error: float | None = None
@@ -57,8 +59,9 @@ class Row:
         """Useful work per second and its unit."""
         if self.stem == ENCODE:
             return self.tokens / self.median, "tokens/s"
-        amount = self.bytes if self.roof == "memory" else self.flops
-        return amount / self.median, unit_of(self.roof)
+        if self.roof is None:
+            return self.bytes / self.median, "B/s"
+        return self.flops / self.median, unit_of(self.roof)
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,14 @@ def advantage(row: Row, group: list[Row]) -> float | None:
     return row.median / own.median
 
 
-def without_samples(document: dict) -> dict:
-    """The document without single durations, which are nearly all of its size."""
+def compact(document: dict) -> dict:
+    """The document without single durations, which are nearly all of its size, and without the
+    names of the host and of the folder and branch it was made in."""
     for benchmark in document["benchmarks"]:
         benchmark["stats"].pop("data", None)
+    document["machine_info"].pop("node", None)
+    for name in ("project", "branch"):
+        document["commit_info"].pop(name, None)
     return document
 
 
