@@ -85,6 +85,22 @@ def _encoders(record: Record) -> Iterator[str]:
         yield f"\n### Encoder: {group[0].case}, {group[0].dtype}\n\n{_markdown(columns, lines)}"
 
 
+def _gpu_tests(record: Record) -> Iterator[str]:
+    """What the tests said there, in a record of `bench/gpu_check.sh`."""
+    if record.gpu_check is None:
+        return
+    tests = record.gpu_check["tests"].values()
+    failed = [name for file in tests for name in file["failed"]]
+    yield (
+        f"GPU tests: {sum(file['passed'] for file in tests)} passed, "
+        f"{sum(file['skipped'] for file in tests)} skipped, {len(failed)} failed"
+        f"{': ' if failed else ''}{', '.join(failed)}."
+    )
+    stages = record.gpu_check["stages"].values()
+    if unfinished := [stage["stage"] for stage in stages if stage["status"]]:
+        yield f"Stages of `bench/gpu_check.sh` that failed: {', '.join(unfinished)}."
+
+
 def _section(record: Record) -> str:
     facts = table.environment(record)
     missing = record.machine.get("peers_missing")
@@ -95,6 +111,7 @@ def _section(record: Record) -> str:
         f"Roofs: {table.roofs(record)}.",
         *([f"Peers not installed: {', '.join(missing)}."] if missing else []),
         *(f"Failed: {test}: {cause}" for test, cause in record.failures.items()),
+        *_gpu_tests(record),
     ]
     return "\n".join(lines) + "\n" + _ops(record) + "".join(_encoders(record))
 

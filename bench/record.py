@@ -74,6 +74,7 @@ class Record:
     datetime: str
     rows: tuple[Row, ...]
     failures: dict[str, str]  # test -> why it gave no row
+    gpu_check: dict | None = None  # what bench/gpu_record.py adds
 
     @property
     def roofs(self) -> dict[str, float]:
@@ -137,6 +138,7 @@ def parse(document: dict) -> Record:
         document["datetime"],
         tuple(rows),
         document.get("failures", {}),
+        document.get("gpu_check"),
     )
 
 
