@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MODES = {
+    "grad mode": torch.enable_grad,
+    "no grad mode": torch.no_grad,
+    "inference mode": torch.inference_mode,
+}
 
 
 @dataclass
@@ -17,6 +22,7 @@ class Work:
     tokens, flops, bytes: of one call, from real tokens; a multiply-add counts 2, bytes are each
         operand and result once.
     ops: {contender of taut: the op it runs}, where that is not the case's own.
+    axes: {contender: what differs from the axes of the case}.
     """
 
     runs: dict[str, Callable[[], object]]
@@ -25,6 +31,7 @@ class Work:
     flops: float = 0
     bytes: float = 0
     ops: dict[str, str] = field(default_factory=dict)
+    axes: dict[str, dict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Case:
     """A group of contenders that do the same work; those named "taut..." are ours.
 
     roof: the probe that its flops are held against; None for work that memory bounds.
-    devices: where it runs. grad: autograd stays on.
+    devices: where it runs. mode: of autograd, a key of MODES.
     """
 
     op: str
@@ -44,7 +51,7 @@ class Case:
     roof: str | None = None
     quick: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
-    grad: bool = False
+    mode: str = "no grad mode"
 
     @property
     def group(self) -> str:
@@ -52,9 +59,12 @@ class Case:
 
 
 def largest_difference(out: torch.Tensor, exact: torch.Tensor) -> float:
-    """NaN where the shapes differ or a number is not finite: no error is allowed to be that."""
+    """Of whole numbers, which may be words of bits, how many differ. NaN where the shapes differ or
+    a number is not finite: no error is allowed to be that."""
     if out.shape != exact.shape:
         return float("nan")
+    if not exact.is_floating_point():
+        return float((out != exact).sum())
     return (out.double() - exact.double()).abs().max().item()
 
 
@@ -82,6 +92,13 @@ def against(
         return {"error": error, "allowed_error": allowed.get(name, allowed.get(""))}
 
     return check
+
+
+def by_name(
+    checks: dict[str, Callable[[str, object], dict]],
+) -> Callable[[str, object], dict]:
+    """A `Work.check` for contenders that must give different things; key "" for those not named."""
+    return lambda name, out: checks.get(name, checks.get(""))(name, out)
 
 
 def size_of(*tensors: torch.Tensor) -> int:

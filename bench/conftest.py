@@ -137,7 +137,7 @@ def replay(request, benchmark):
             role="taut" if package is None else "peer",
             peer_version=None if package is None else version,
             case=case.text,
-            axes=case.axes,
+            axes=case.axes | work.axes.get(name, {}),
             dtype=case.dtype,
             device=suite.device.type,
             isa=machine_facts["isa"],

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .cases import Case
+from .cases import MODES, Case, Work
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
 SLICE = 5e-4  # seconds: short calls are timed together
@@ -98,7 +98,7 @@ def measure(
     timer: Timer,
     share: float,
     variant_of: Callable[[str], str | None] = lambda op: None,
-) -> tuple[dict[str, Outcome], "object"]:
+) -> tuple[dict[str, Outcome], Work]:
     """Every contender of a case, and the work they did.
 
     A contender of ours that raises is a failure; a peer that raises, or that one call of takes too
@@ -106,7 +106,7 @@ def measure(
     """
     torch.manual_seed(0)
     outcomes = {name: Outcome() for name in case.contenders}
-    with torch.inference_mode(not case.grad):
+    with MODES[case.mode]():
         work = case.build(case, device)
         timed = {}
         for name, outcome in outcomes.items():

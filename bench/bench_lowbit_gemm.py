@@ -1,0 +1,160 @@
+"""Linear layers over low-bit weights against bf16 and against torch's integer linears.
+
+x is bf16; ours quantize it per token inside, but for w4a16. What an integer peer needs of x is given
+to it, at no cost: codes for `onednn static int8` and `_int_mm` (which stops at int32). Errors are
+against the product that nothing quantizes, and a contender is allowed twice what its own
+quantization costs in exact arithmetic.
+"""
+
+import torch
+from torch.nn import functional
+
+import taut
+from taut.formats import LowbitWeight, pack_codes
+
+from .cases import Case, Work, against, size_of
+
+SHAPES = ((384, 1536), (768, 768), (768, 3072), (3072, 768))  # in_features, out_features
+ROWS = (1, 16, 128, 512, 2048)
+FEW_ROWS = 16  # those that keep x in bf16 take very long for more
+GROUP = 128  # of the int4 peer
+BITS = {"taut w8a8": 8, "taut w4a8": 4, "taut ternary": 2, "taut w4a16": 4}
+WITHOUT_BIAS = ("_int_mm", "_weight_int8pack_mm", "_weight_int4pack_mm")
+
+
+def quantized(weight, bits):
+    """Per channel; 2 bits are ternary."""
+    top = max(1, 2 ** (bits - 1) - 1)
+    scale = weight.abs().amax(1, keepdim=True).float() / top
+    zero_point = torch.ones_like(scale) if bits == 2 else None
+    codes = (weight / scale).round() + (1 if bits == 2 else 2 ** (bits - 1))
+    packed = pack_codes(codes.to(torch.uint8), bits)
+    return LowbitWeight(packed, scale, zero_point, None, bits, weight.shape[1])
+
+
+def per_token(x, bits=8):
+    """Codes and scales (rows, 1)."""
+    scale = x.float().abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return (x.float() / scale).round().to(torch.int8), scale
+
+
+def onednn(x, int8, scales, bias):
+    """Static int8 with a prepacked weight, and the x that its codes stand for."""
+    packed = torch.ops.onednn.qlinear_prepack(int8, list(x.shape))
+    scale = x.abs().max().item() / 127
+    codes = ((x.float() / scale).round() + 128).clamp(0, 255).to(torch.uint8)
+    zeros = torch.zeros(len(int8), dtype=torch.long)
+    run = lambda: torch.ops.onednn.qlinear_pointwise(  # noqa: E731
+        codes, scale, 128, packed, scales, zeros, bias, 1.0, 0, torch.bfloat16, "none", [], ""
+    )
+    return run, (codes.double() - 128) * scale
+
+
+def int4pack(x, weight):
+    """Weight-only int4 in groups, and the weight that its codes stand for."""
+    groups = weight.view(len(weight), -1, GROUP)
+    low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    scale = ((high - low) / 15).bfloat16().float()
+    middle = (low + 8 * scale).bfloat16().float()  # what code 8 stands for
+    codes = ((groups - middle) / scale + 8).round().clamp(0, 15)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int().flatten(1), 1)
+    both = torch.stack([scale[..., 0], middle[..., 0]], 2).transpose(0, 1).contiguous().bfloat16()
+    run = lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, GROUP, both)  # noqa: E731
+    return run, ((codes - 8) * scale + middle).flatten(1).double()
+
+
+def build(case: Case, device: torch.device) -> Work:
+    rows, in_features = case.axes["rows"], case.axes["in_features"]
+    out_features = case.axes["out_features"]
+    x = torch.randn(rows, in_features, device=device).bfloat16()
+    weight = torch.randn(out_features, in_features, device=device) / in_features**0.5
+    bias = torch.randn(out_features, device=device)
+    weights = {bits: quantized(weight, bits) for bits in (8, 4, 2)}
+    codes, x_scale = per_token(x)
+    rounded_x = codes.double() * x_scale
+    bf16_weight, bf16_bias = weight.bfloat16(), bias.bfloat16()
+    dense = taut.pack_weight(bf16_weight)
+    int8 = (weights[8].codes.int() - 128).to(torch.int8)
+    scales = weights[8].scale[:, 0].contiguous()
+    transposed = int8.T if device.type == "cuda" else int8.T.contiguous()
+
+    def ours(name):
+        activation = "none" if name == "taut w4a16" else "int8"
+        return lambda: taut.lowbit_linear(x, weights[BITS[name]], bias, activation=activation)
+
+    runs = {
+        **{name: ours(name) for name in BITS},
+        "taut bf16": lambda: taut.packed_linear(x, dense, bf16_bias, out_features=out_features),
+        "torch bf16": lambda: functional.linear(x, bf16_weight, bf16_bias),
+        "_int_mm": lambda: torch._int_mm(codes, transposed),
+    }
+    # The operands of what each contender computes, if it makes no other error.
+    meant = {
+        **{name: (rounded_x, weights[bits].dequantize()) for name, bits in BITS.items()},
+        "taut w4a16": (x, weights[4].dequantize()),
+        "_int_mm": (rounded_x, weights[8].dequantize()),
+        "": (x, bf16_weight),
+    }
+    if device.type == "cpu":
+        runs["onednn static int8"], static_x = onednn(x, int8, scales, bias)
+        meant["onednn static int8"] = (static_x, weights[8].dequantize())
+        bf16_scales = scales.bfloat16()
+        runs["_weight_int8pack_mm"] = lambda: torch.ops.aten._weight_int8pack_mm(
+            x, int8, bf16_scales
+        )
+        meant["_weight_int8pack_mm"] = (x, int8 * bf16_scales[:, None].double())
+        runs["_weight_int4pack_mm"], int4 = int4pack(x, weight)
+        meant["_weight_int4pack_mm"] = (x, int4)
+
+    def result(name, out):
+        if name == "_int_mm":
+            out = out * x_scale * scales
+        return out.double() + bias if name in WITHOUT_BIAS else out
+
+    def product(x, weight):
+        return functional.linear(x.double(), weight.double(), bias.double())
+
+    return Work(
+        runs=runs,
+        check=against(
+            product(x, weight),
+            {name: product(*operands).bfloat16() for name, operands in meant.items()},
+            result,
+        ),
+        tokens=rows,
+        flops=2 * rows * weight.numel(),
+        bytes=size_of(x) + weight.numel() + 2 * rows * out_features,
+        ops={"taut bf16": "packed_linear"},
+        axes={
+            **{name: {"bits": bits} for name, bits in BITS.items()},
+            "taut bf16": {"bits": 16},
+            "torch bf16": {"bits": 16},
+            "_weight_int4pack_mm": {"bits": 4},
+        },
+    )
+
+
+def _contenders(rows):
+    if rows <= FEW_ROWS:
+        return ("_weight_int8pack_mm", "_weight_int4pack_mm")
+    return ("onednn static int8", "_int_mm")
+
+
+CASES = [
+    Case(
+        op="lowbit_linear",
+        text=f"{rows} x {in_features} to {out_features}",
+        dtype="int8",
+        axes={"rows": rows, "in_features": in_features, "out_features": out_features, "bits": 8},
+        contenders=(*BITS, "taut bf16", "torch bf16", *_contenders(rows)),
+        build=build,
+        roof="int8",
+        quick=(rows, in_features, out_features) in ((1, 768, 768), (512, 768, 3072)),
+    )
+    for rows in ROWS
+    for in_features, out_features in SHAPES
+]
+
+
+def test_lowbit_gemm(contender, replay):
+    replay(contender)
