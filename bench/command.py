@@ -130,22 +130,22 @@ def show(record: Record, console: Console) -> None:
     """The record as a table per op, and what is missing from it."""
     tables: dict[str, Table] = {}
     for group in record.groups().values():
-        op = group[0].op
-        if op not in tables:
-            tables[op] = Table(
-                title=op, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+        heading = group[0].heading
+        if heading not in tables:
+            tables[heading] = Table(
+                title=heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
             )
             for column in table.COLUMNS:
                 left = column in ("case", "dtype", "contender")
-                tables[op].add_column(column, justify="left" if left else "right",
+                tables[heading].add_column(column, justify="left" if left else "right",
                                       no_wrap=column not in ("case", "contender"))  # fmt: skip
         for index, row in enumerate(group):
             text = list(table.cells(row, group))
             if index:
                 text[:2] = "", ""
             style = "bold" if row.role == "taut" else None
-            tables[op].add_row(*map(escape, text), style=style)
-        tables[op].add_section()
+            tables[heading].add_row(*map(escape, text), style=style)
+        tables[heading].add_section()
     for op_table in tables.values():
         console.print(op_table)
     for name, value in table.environment(record).items():

@@ -45,7 +45,7 @@ def _ops(record: Record) -> str:
     by_op: dict[tuple[str, str], list[list[Row]]] = {}
     for group in record.groups().values():
         if group[0].stem != ENCODE:
-            by_op.setdefault((group[0].op, group[0].dtype), []).append(group)
+            by_op.setdefault((group[0].heading, group[0].dtype), []).append(group)
     lines = []
     for (op, dtype), groups in by_op.items():
         own = [row for group in groups for row in group if row.role == "taut"]

@@ -10,15 +10,16 @@ import matplotlib
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator  # noqa: E402
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter  # noqa: E402
 
 from taut.bench.record import ENCODE, Record, Row, unit_of  # noqa: E402
 
-SWEPT = {"length": "tokens per sequence", "rows": "M, rows", "bits": "bits per weight"}
-TAUT = ("#d9480f", "#f08c00", "#a61e4d", "#e8590c", "#f59f00", "#c2255c")
+SWEPT = {"length": "tokens per sequence", "rows": "M, rows", "bits": "bits"}
+TAUT = ("#d9480f", "#f2b705", "#a61e4d", "#8d5524", "#ff8fab", "#e03131")
 PEERS = ("#1971c2", "#2f9e44", "#6741d9", "#0c8599", "#868e96", "#5c940d", "#9c36b5", "#495057")
 INK, FAINT = "#010203", "#040506"  # stand for the page's own colours, see _svg
 MARKERS = "osD^vPX*"
+LINES = ("-", "--", ":", "-.")
 # Axes that say the same as the swept one in other words.
 SYNONYMS = {"length": {"lengths"}, "bits": {"scheme"}}
 plt.rcParams.update(
@@ -99,28 +100,34 @@ def _sweep(title: str, rows: list[Row], axis: str, colors: _Colors) -> Plot:
     for row in sorted(rows, key=lambda r: (r.role != "taut", r.axes[axis])):
         lines.setdefault((row.contender, row.dtype), []).append(row)
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
+    legend = {}
     for (name, dtype), points in lines.items():
         x = [row.axes[axis] for row in points]
         taut = points[0].role == "taut"
         style = {
-            "color": colors.of[name], "marker": MARKERS[dtypes.index(dtype) % len(MARKERS)],
-            "label": name if len(dtypes) == 1 else f"{name}, {dtype}",
-            "linewidth": 2.6 if taut else 1.4, "zorder": 3 if taut else 2,
+            "color": colors.of[name], "marker": "o" if taut else "s", "zorder": 3 if taut else 2,
+            "linewidth": 2.6 if taut else 1.4, "linestyle": LINES[dtypes.index(dtype) % len(LINES)],
         }  # fmt: skip
         time.errorbar(x, [1e3 * r.median for r in points], [500 * r.iqr for r in points], **style)
-        rate.plot(x, [r.rate[0] / 1e9 for r in points], **style)
+        (line,) = rate.plot(x, [r.rate[0] / 1e9 for r in points], **style)
+        legend[name if len(dtypes) == 1 else f"{name}, {dtype}"] = line
     for axes, label in ((time, "ms per call"), (rate, f"G{rows[0].rate[1]}")):
         axes.set_title(label)
         axes.set_xlabel(SWEPT[axis])
         axes.set_xscale("log", base=2)
         _plain_ticks(axes.xaxis, sorted({row.axes[axis] for row in rows}))
     rate.set_ylim(bottom=0)
-    medians = [row.median for row in rows]
-    if max(medians) > 10 * min(medians):
+    span = max(row.median for row in rows) / min(row.median for row in rows)
+    if span > 10:
         time.set_yscale("log")
+        time.yaxis.set_major_locator(LogLocator(10, subs=(1,) if span > 300 else (1, 3)))
+        time.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        time.yaxis.set_minor_formatter(NullFormatter())
     else:
         time.set_ylim(bottom=0)
-    figure.legend(*rate.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    # Names like _int_mm are left out of a legend that is not told of its lines.
+    figure.legend([*legend.values()], [name.lstrip("_") for name in legend],
+                  loc="outside lower center", ncols=3)  # fmt: skip
     return Plot(title, _svg(figure, f"{axis}: {title}"))
 
 

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from taut.registry import OPS
 from taut.text_io import InputError
 
+OP_STEMS = {op.stem for op in OPS.values()}
 ENCODE = "encode"  # the stem of whole encoders: their rate is tokens per second
 
 
@@ -50,6 +52,11 @@ class Row:
     size_mb: float | None = None
 
     @property
+    def heading(self) -> str:
+        """What it is listed under: its op, or what is measured across ops."""
+        return self.op if self.stem in OP_STEMS else self.stem
+
+    @property
     def spread(self) -> float:
         """Interquartile range over median."""
         return self.iqr / self.median
@@ -59,6 +66,8 @@ class Row:
         """Useful work per second and its unit."""
         if self.stem == ENCODE:
             return self.tokens / self.median, "tokens/s"
+        if not self.flops and not self.bytes:
+            return 1 / self.median, "calls/s"
         if self.roof is None:
             return self.bytes / self.median, "B/s"
         return self.flops / self.median, unit_of(self.roof)

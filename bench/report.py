@@ -43,9 +43,12 @@ table { border-collapse: collapse; width: 100%; font-size: 13.5px;
   font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; border-bottom: 2px solid var(--line); }
 th, td { padding: 4px 10px; white-space: nowrap; }
-tbody + tbody tr:first-child td { border-top: 1px solid var(--line); }
+thead th { position: sticky; top: 0; background: var(--paper); }
+tr.group th { font-weight: 400; padding-top: 14px; border-bottom: 1px solid var(--line);
+  white-space: normal; }
+tr.group i { font-style: normal; color: var(--muted); padding-left: 6px; }
 tr.taut td { font-weight: 650; }
-tr.taut td:nth-child(4) { color: var(--accent); }
+tr.taut td:first-child { color: var(--accent); }
 .number { text-align: right; }
 .failed { color: #e03131; }
 """
@@ -61,7 +64,7 @@ field.addEventListener('input', () => {
 });
 """
 FAITHFUL = 0.99  # mean cosine from which a quantized encoder is worth a headline
-_TEXT_COLUMNS = ("op", "case", "dtype", "contender")
+COLUMNS = table.COLUMNS[2:]  # what comes before is said once per group
 
 
 def _tiles(record: Record) -> str:
@@ -85,8 +88,7 @@ def _tiles(record: Record) -> str:
 
 def _facts(record: Record) -> str:
     facts = table.environment(record)
-    peers = {r.contender: r.peer_version for r in record.rows if r.role == "peer"}
-    facts["peers"] = "; ".join(f"{name} ({version})" for name, version in peers.items())
+    facts["peers"] = "; ".join(f"{k}: {v}" for k, v in table.peers(record).items())
     if missing := record.machine.get("peers_missing"):
         facts["peers missing"] = ", ".join(missing)
     items = [f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items()]
@@ -98,32 +100,29 @@ def _facts(record: Record) -> str:
 
 
 def _body(group: list[Row]) -> str:
-    """The group's rows; what they share is in the first."""
-    lines = []
-    for index, row in enumerate(group):
-        text = [row.op, *table.cells(row, group)]
-        if index:
-            text[:3] = "", "", ""
-        cells = "".join(
-            f"<td{' class=number' if column not in _TEXT_COLUMNS else ''}>{escape(value)}</td>"
-            for column, value in zip(("op", *table.COLUMNS), text, strict=True)
-        )
-        lines.append(f'<tr class="{row.role}">{cells}</tr>')
-    words = " ".join((group[0].group, *(row.contender for row in group))).lower()
+    """The group's rows, under what they share."""
+    first = group[0]
+    lines = [
+        f'<tr class="group"><th colspan="{len(COLUMNS)}"><b>{escape(first.heading)}</b>'
+        f" {escape(first.case)} <i>{escape(first.dtype)}</i></th></tr>"
+    ]
+    for row in group:
+        contender, *numbers = table.cells(row, group)[2:]
+        numbers = "".join(f'<td class="number">{escape(number)}</td>' for number in numbers)
+        lines.append(f'<tr class="{row.role}"><td>{escape(contender)}</td>{numbers}</tr>')
+    words = " ".join((first.group, *(row.contender for row in group))).lower()
     return f'<tbody data-text="{escape(words)}">{"".join(lines)}</tbody>'
 
 
 def _results(record: Record) -> str:
-    heads = "".join(
-        f"<th{' class=number' if column not in _TEXT_COLUMNS else ''}>{column}</th>"
-        for column in ("op", *table.COLUMNS)
-    )
+    contender, *numbers = COLUMNS
+    heads = "".join(f'<th class="number">{column}</th>' for column in numbers)
     bodies = "".join(map(_body, record.groups().values()))
     return (
         '<input id="filter" type="search" placeholder="Filter: attention bf16"'
         ' aria-label="Filter the results">'
-        f'<div class="scroll"><table id="results"><thead><tr>{heads}</tr></thead>{bodies}</table>'
-        "</div>"
+        f'<div class="scroll"><table id="results"><thead><tr><th>{contender}</th>{heads}</tr>'
+        f"</thead>{bodies}</table></div>"
     )
 
 

@@ -23,14 +23,14 @@ def seconds(value: float) -> str:
 
 def rate(value: float, unit: str) -> str:
     """435 GFLOP/s, 17 500 tokens/s"""
-    if unit == "tokens/s":
+    if unit in ("tokens/s", "calls/s"):
         return f"{value:,.0f} {unit}".replace(",", " ")
     scale, prefix = next((p for p in _PREFIXES if value >= p[0]), (1, ""))
     return f"{_figures(value / scale)} {prefix}{unit}"
 
 
 def percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.0f} %"
+    return "" if not share else f"{100 * share:.0f} %"
 
 
 def times(factor: float | None) -> str:
@@ -57,12 +57,14 @@ def environment(record: Record) -> dict[str, str]:
     """Where, when and at which commit a record was made."""
     machine, commit = record.machine, record.commit
     dirty = " with uncommitted changes" if commit.get("dirty") else ""
+    clock = ", CPU time of one thread" if machine.get("clock") == "cpu" else ""
+    quick = ", few cases and rounds (--quick)" if machine.get("quick") else ""
     return {
         "device": f"{machine['device']} ({machine.get('cpu', 'unknown')})",
         "instruction set": str(machine.get("isa")),
         "threads": str(machine.get("threads")),
         "versions": f"taut {machine.get('taut')}, torch {machine.get('torch')}",
-        "measured": record.datetime[:16].replace("T", " "),
+        "measured": f"{record.datetime[:16].replace('T', ' ')}{clock}{quick}",
         "commit": f"{str(commit.get('id'))[:12]}{dirty}",
     }
 
@@ -70,3 +72,12 @@ def environment(record: Record) -> dict[str, str]:
 def roofs(record: Record) -> str:
     """The probed ceilings in a line."""
     return ", ".join(f"{name} {rate(value, unit_of(name))}" for name, value in record.roofs.items())
+
+
+def peers(record: Record) -> dict[str, str]:
+    """{package and version: which contenders come from it}."""
+    found: dict[str, dict[str, None]] = {}
+    for row in record.rows:
+        if row.role == "peer":
+            found.setdefault(row.peer_version or "no version", {})[row.contender] = None
+    return {version: ", ".join(names) for version, names in found.items()}

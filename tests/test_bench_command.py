@@ -111,6 +111,16 @@ def test_failures_are_told(old):
     assert "FAILED bench_norm.py::test_norm[x]: taut is wrong [its error is 3]" in printed(old)
 
 
+def test_what_is_measured_across_ops_has_a_table_of_its_own(old):
+    overhead = bench_records.benchmark(
+        "overhead", "layer_norm", "layer_norm, grad mode", "fp32", "taut", 4e-6
+    )
+    old["benchmarks"].append(overhead)
+    text = printed(old)
+    assert text.index("layer_norm, grad mode") > text.index("\noverhead")
+    assert "250 000 calls/s" in text
+
+
 def test_a_peer_is_held_against_what_is_as_exact(old):
     (group,) = (g for name, g in record.parse(old).groups().items() if "sorted" in name)
     by_name = {row.contender: row for row in group}
