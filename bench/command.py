@@ -1,7 +1,6 @@
 """`taut bench`: runs the suite, prints its table, and writes, compares or plots the record."""
 
 import contextlib
-import importlib
 import io
 import json
 import os
@@ -109,8 +108,8 @@ def measure(names: Sequence[str], quick: bool) -> dict:
         output = Path(folder) / "record.json"
         # No configuration but this: not that of a project whose folder we stand in.
         arguments = ["-q", "-c", os.devnull, f"--rootdir={SUITE}", "-p", "no:cacheprovider",
-                     "--benchmark-quiet",
-                     f"--benchmark-json={output}", *(["--quick"] if quick else [])]  # fmt: skip
+                     "--benchmark-quiet", f"--benchmark-json={output}",
+                     *(["--quick"] if quick else [])]  # fmt: skip
         status = pytest.main([*arguments, *map(str, files)], plugins=[progress])
         if status == pytest.ExitCode.INTERRUPTED and not progress.failures:
             raise KeyboardInterrupt
@@ -126,25 +125,30 @@ def measure(names: Sequence[str], quick: bool) -> dict:
     return document
 
 
+def _empty_table(heading: str) -> Table:
+    found = Table(title=heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for column in table.COLUMNS:
+        text = column in ("case", "dtype", "contender")
+        found.add_column(
+            column,
+            justify="left" if text else "right",
+            no_wrap=column not in ("case", "contender"),
+        )
+    return found
+
+
 def show(record: Record, console: Console) -> None:
     """The record as a table per op, and what is missing from it."""
     tables: dict[str, Table] = {}
     for group in record.groups().values():
         heading = group[0].heading
         if heading not in tables:
-            tables[heading] = Table(
-                title=heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
-            )
-            for column in table.COLUMNS:
-                left = column in ("case", "dtype", "contender")
-                tables[heading].add_column(column, justify="left" if left else "right",
-                                      no_wrap=column not in ("case", "contender"))  # fmt: skip
+            tables[heading] = _empty_table(heading)
         for index, row in enumerate(group):
-            text = list(table.cells(row, group))
-            if index:
-                text[:2] = "", ""
+            case, dtype, *rest = table.cells(row, group)
+            shared = ("", "") if index else (case, dtype)
             style = "bold" if row.role == "taut" else None
-            tables[heading].add_row(*map(escape, text), style=style)
+            tables[heading].add_row(*map(escape, (*shared, *rest)), style=style)
         tables[heading].add_section()
     for op_table in tables.values():
         console.print(op_table)
@@ -191,7 +195,8 @@ def run(
         with whole_or_nothing(json_path) as temporary:
             temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if html is not None:
-        report = importlib.import_module("taut.bench.report")
+        from taut.bench import report  # and with it matplotlib
+
         with whole_or_nothing(html) as temporary:
             temporary.write_text(report.page(record), encoding="utf-8")
     found = [] if before is None else list(changes(before, record))

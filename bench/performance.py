@@ -45,7 +45,7 @@ def _ops(record: Record) -> str:
     by_op: dict[tuple[str, str], list[list[Row]]] = {}
     for group in record.groups().values():
         if group[0].stem != ENCODE:
-            by_op.setdefault((group[0].heading, group[0].dtype), []).append(group)
+            by_op.setdefault((group[0].heading, group[0].group_dtype), []).append(group)
     lines = []
     for (op, dtype), groups in by_op.items():
         own = [row for group in groups for row in group if row.role == "taut"]
@@ -64,7 +64,7 @@ def _ops(record: Record) -> str:
 
 
 def _encoders(record: Record) -> Iterator[str]:
-    """A table per model, order and dtype."""
+    """A table per model and order."""
     columns = ("", "tokens/s", "spread", "taut / peer", "mean cosine", "worst", "MB")
     for group in record.groups((ENCODE,)).values():
         lines = []
@@ -82,7 +82,7 @@ def _encoders(record: Record) -> Iterator[str]:
                     "" if row.size_mb is None else f"{row.size_mb:.1f}",
                 )
             )
-        yield f"\n### Encoder: {group[0].case}, {group[0].dtype}\n\n{_markdown(columns, lines)}"
+        yield f"\n### Encoder: {group[0].case}\n\n{_markdown(columns, lines)}"
 
 
 def _gpu_tests(record: Record) -> Iterator[str]:

@@ -5,6 +5,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from html import escape
 
 import matplotlib
 
@@ -14,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodF
 
 from taut.bench.record import ENCODE, Record, Row, unit_of  # noqa: E402
 
+# Axes that are swept, and what they are called.
 SWEPT = {"length": "tokens per sequence", "rows": "M, rows", "bits": "bits"}
 TAUT = ("#d9480f", "#f2b705", "#a61e4d", "#8d5524", "#ff8fab", "#e03131")
 PEERS = ("#1971c2", "#2f9e44", "#6741d9", "#0c8599", "#868e96", "#5c940d", "#9c36b5", "#495057")
@@ -57,7 +59,7 @@ def _svg(figure, label: str) -> str:
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = text.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
 
 
 class _Colors:
@@ -78,19 +80,25 @@ def _plain_ticks(axis, values: list[float]) -> None:
 
 
 def _families(record: Record, axis: str) -> Iterator[tuple[str, list[Row]]]:
-    """(title, rows) of what was measured at several values of an axis, all else equal."""
-    found: dict[tuple, list[Row]] = {}
-    for row in record.rows:
-        if isinstance(row.axes.get(axis), int | float) and row.stem != ENCODE:
-            changing = {axis, *SYNONYMS.get(axis, ())}
-            fixed = [f"{k.replace('_', ' ')} {v}" for k, v in row.axes.items() if k not in changing]
-            # Along bits, each number of bits may have a dtype of its own.
-            found.setdefault((row.op, *([] if axis == "bits" else [row.dtype]), *fixed), []).append(
-                row
-            )
+    """(title, rows) of what was measured at several values of an axis, all else equal that the
+    contenders of a case share."""
+    found: dict[str, list[Row]] = {}
+    changing = {axis, *SYNONYMS.get(axis, ())}
+    for group in record.groups().values():
+        rows = [row for row in group if isinstance(row.axes.get(axis), int | float)]
+        if not rows or rows[0].stem == ENCODE:
+            continue
+        fixed = [
+            f"{name.replace('_', ' ')} {value}"
+            for name, value in rows[0].axes.items()
+            if name not in changing and all(row.axes.get(name) == value for row in rows)
+        ]
+        # Along bits, each number of bits may have a dtype of its own.
+        dtype = [] if axis == "bits" else [rows[0].group_dtype]
+        found.setdefault(", ".join((rows[0].op, *dtype, *fixed)), []).extend(rows)
     for title, rows in found.items():
         if len({row.axes[axis] for row in rows}) > 1:
-            yield ", ".join(title), rows
+            yield title, rows
 
 
 def _sweep(title: str, rows: list[Row], axis: str, colors: _Colors) -> Plot:
@@ -98,8 +106,8 @@ def _sweep(title: str, rows: list[Row], axis: str, colors: _Colors) -> Plot:
     figure, (time, rate) = plt.subplots(1, 2, figsize=(6, 3.2))
     lines: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda r: (r.role != "taut", r.axes[axis])):
-        lines.setdefault((row.contender, row.dtype), []).append(row)
-    dtypes = list(dict.fromkeys(row.dtype for row in rows))
+        lines.setdefault((row.contender, row.group_dtype), []).append(row)
+    dtypes = list(dict.fromkeys(row.group_dtype for row in rows))
     legend = {}
     for (name, dtype), points in lines.items():
         x = [row.axes[axis] for row in points]
@@ -125,9 +133,9 @@ def _sweep(title: str, rows: list[Row], axis: str, colors: _Colors) -> Plot:
         time.yaxis.set_minor_formatter(NullFormatter())
     else:
         time.set_ylim(bottom=0)
-    # Names like _int_mm are left out of a legend that is not told of its lines.
-    figure.legend([*legend.values()], [name.lstrip("_") for name in legend],
-                  loc="outside lower center", ncols=3)  # fmt: skip
+    # matplotlib leaves out of a legend what begins with an underscore, as _int_mm does.
+    names = [name.lstrip("_") for name in legend]
+    figure.legend([*legend.values()], names, loc="outside lower center", ncols=3)
     return Plot(title, _svg(figure, f"{axis}: {title}"))
 
 
@@ -158,12 +166,13 @@ def roofline(record: Record) -> list[Plot]:
         axes.plot([max(peak / fastest, low), high], [peak / 1e9] * 2, **line)
         axes.annotate(f"{name}, {peak / 1e9:,.0f} G{unit_of(name)}", (high, peak / 1e9),
                       xytext=(0, 4), textcoords="offset points", ha="right")  # fmt: skip
+    palette = TAUT[:1] + PEERS
     ops = list(dict.fromkeys(row.op for row in rows))
     for index, op in enumerate(ops):
         mine = [row for row in rows if row.op == op]
         axes.scatter([r.flops / r.bytes for r in mine], [r.flops / r.median / 1e9 for r in mine],
-                     label=op, s=34, marker=MARKERS[index // len(PEERS) % len(MARKERS)],
-                     color=(TAUT[:1] + PEERS)[index % (len(PEERS) + 1)], alpha=0.85,
+                     label=op, s=34, marker=MARKERS[index // len(palette) % len(MARKERS)],
+                     color=palette[index % len(palette)], alpha=0.85,
                      zorder=2)  # fmt: skip
     axes.set(xscale="log", yscale="log", xlim=(low, high),
              xlabel="operations per byte (from real tokens)")  # fmt: skip
@@ -196,7 +205,7 @@ def accuracy(record: Record) -> list[Plot]:
         axes.invert_yaxis()
         axes.margins(0.12, 0.16)
         axes.set_title("1 - mean cosine to fp32 (up is more exact, right is faster)")
-        title = f"{rows[0].case}, {rows[0].dtype}"
+        title = rows[0].case
         plots.append(Plot(title, _svg(figure, f"accuracy: {title}"), wide=True))
     return plots
 

@@ -52,6 +52,11 @@ class Row:
     size_mb: float | None = None
 
     @property
+    def group_dtype(self) -> str:
+        """What the group's rows have in common; each contender may have its own."""
+        return self.group.rpartition(" | ")[2]
+
+    @property
     def heading(self) -> str:
         """What it is listed under: its op, or what is measured across ops."""
         return self.op if self.stem in OP_STEMS else self.stem

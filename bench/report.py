@@ -104,7 +104,7 @@ def _body(group: list[Row]) -> str:
     first = group[0]
     lines = [
         f'<tr class="group"><th colspan="{len(COLUMNS)}"><b>{escape(first.heading)}</b>'
-        f" {escape(first.case)} <i>{escape(first.dtype)}</i></th></tr>"
+        f" {escape(first.case)} <i>{escape(first.group_dtype)}</i></th></tr>"
     ]
     for row in group:
         contender, *numbers = table.cells(row, group)[2:]

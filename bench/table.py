@@ -42,7 +42,7 @@ def cells(row: Row, group: list[Row]) -> tuple[str, ...]:
     """The row's text under COLUMNS; group is its group."""
     return (
         row.case,
-        row.dtype,
+        row.group_dtype,
         row.contender,
         seconds(row.median),
         f"{100 * row.spread:.1f} %",

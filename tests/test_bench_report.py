@@ -80,7 +80,7 @@ def test_a_browser_shows_every_plot_and_complains_of_nothing(page, tmp_path, dar
     figures, shown, filtered, overflow = seen.values
     captions = [figure["caption"] for figure in figures]
     assert "varlen_attention, bf16, head dim 64" in captions
-    assert "minilm, arrival, mixed" in captions
+    assert "minilm, arrival" in captions
     assert any(c.startswith("lowbit_linear, rows 512") for c in captions)
     for figure in figures:
         assert figure["width"] > 400 and figure["height"] > 200, figure
