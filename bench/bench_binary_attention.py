@@ -16,6 +16,8 @@ from .lengths import of_tokens
 HEADS, HEAD_DIM = 12, 64
 TOKENS = {"cpu": 3072, "cuda": 32768}
 ALPHA = 0.05
+BF16 = {"axes": {"bits": 16}, "dtype": "bf16", "roof": "bf16"}
+FP32 = {"axes": {"bits": 32}, "dtype": "fp32", "roof": "fp32"}
 MODES = ("bool", "elastic", "qk_only")
 
 
@@ -57,7 +59,7 @@ def build(case: Case, device: torch.device) -> Work:
         flops=4 * sum(n * n for n in lengths) * HEADS * HEAD_DIM,
         bytes=size_of(q, k, v) + 2 * qkv[:, 0].numel(),
         ops={"taut bf16": "varlen_attention_qkvpacked", "taut": case.op},
-        axes={name: {"bits": 16} for name in ("taut bf16", "sdpa loop bf16")},
+        own={name: BF16 for name in ("taut bf16", "sdpa loop bf16")} | {"sdpa loop fp32": FP32},
     )
 
 

@@ -13,6 +13,8 @@ from .cases import Case, Work, against, size_of
 
 SHAPES = ((768, 768), (768, 2304), (768, 3072), (3072, 768))
 ACTIVATIONS = {"W1A1": 1, "W1A1 ternary": 2, "W1A2": 1, "W1A4": 7, "W1A8": 127}  # largest code
+BF16 = {"axes": {"bits": 16}, "dtype": "bf16", "roof": "bf16"}
+FP32 = {"axes": {"bits": 32}, "dtype": "fp32", "roof": "fp32"}
 PEERS = ("torch fp32", "torch bf16", "onednn bf16 prepacked")
 
 
@@ -58,6 +60,7 @@ def build(case: Case, device: torch.device) -> Work:
         tokens=rows,
         flops=2 * rows * signs.numel(),
         bytes=size_of(operand) + signs.numel() // 8 + 2 * rows * out_features,
+        own={"torch fp32": FP32, "torch bf16": BF16, "onednn bf16 prepacked": BF16},
     )
 
 

@@ -19,6 +19,7 @@ ROWS = (1, 16, 128, 512, 2048)
 FEW_ROWS = 16  # those that keep x in bf16 take very long for more
 GROUP = 128  # of the int4 peer
 BITS = {"taut w8a8": 8, "taut w4a8": 4, "taut ternary": 2, "taut w4a16": 4}
+BF16 = {"axes": {"bits": 16}, "dtype": "bf16", "roof": "bf16"}
 WITHOUT_BIAS = ("_int_mm", "_weight_int8pack_mm", "_weight_int4pack_mm")
 
 
@@ -125,11 +126,10 @@ def build(case: Case, device: torch.device) -> Work:
         flops=2 * rows * weight.numel(),
         bytes=size_of(x) + weight.numel() + 2 * rows * out_features,
         ops={"taut bf16": "packed_linear"},
-        axes={
-            **{name: {"bits": bits} for name, bits in BITS.items()},
-            "taut bf16": {"bits": 16},
-            "torch bf16": {"bits": 16},
-            "_weight_int4pack_mm": {"bits": 4},
+        own={
+            **{name: {"axes": {"bits": bits}} for name, bits in BITS.items()},
+            **{name: BF16 for name in ("taut bf16", "torch bf16")},
+            "_weight_int4pack_mm": {"axes": {"bits": 4}},
         },
     )
 

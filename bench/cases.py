@@ -13,6 +13,10 @@ MODES = {
 }
 
 
+class Unavailable(Exception):
+    """Raised by `Case.build` where something that the whole case needs is missing."""
+
+
 @dataclass
 class Work:
     """What the contenders of a case compute, on tensors that `Case.build` has made.
@@ -22,7 +26,7 @@ class Work:
     tokens, flops, bytes: of one call, from real tokens; a multiply-add counts 2, bytes are each
         operand and result once.
     ops: {contender of taut: the op it runs}, where that is not the case's own.
-    axes: {contender: what differs from the axes of the case}.
+    own: {contender: {"axes", "dtype", "roof"}}, as far as they differ from those of the case.
     """
 
     runs: dict[str, Callable[[], object]]
@@ -31,7 +35,7 @@ class Work:
     flops: float = 0
     bytes: float = 0
     ops: dict[str, str] = field(default_factory=dict)
-    axes: dict[str, dict] = field(default_factory=dict)
+    own: dict[str, dict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Case:
     """A group of contenders that do the same work; those named "taut..." are ours.
 
     roof: the probe that its flops are held against; None for work that memory bounds.
-    devices: where it runs. mode: of autograd, a key of MODES.
+    devices: where it runs. mode: of autograd, a key of MODES. share: how many times the usual time
+        a contender may take.
     """
 
     op: str
@@ -52,6 +57,7 @@ class Case:
     quick: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     mode: str = "no grad mode"
+    share: float = 1.0
 
     @property
     def group(self) -> str:

@@ -60,7 +60,7 @@ class Suite:
         default = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(config.getoption("--device") or default)
         self.cpu_time = config.getoption("--cpu-time")
-        self.clock = time.thread_time if self.cpu_time else time.perf_counter
+        self.clock = time.process_time if self.cpu_time else time.perf_counter
         if self.cpu_time or config.getoption("--threads"):
             torch.set_num_threads(1 if self.cpu_time else config.getoption("--threads"))
         if isa := config.getoption("--isa"):
@@ -75,7 +75,7 @@ class Suite:
     def outcomes(self, case: Case):
         if self._measured[0] is not case:
             variant = last_variant if self.device.type == "cpu" else last_cuda_variant
-            share = QUICK_SHARE if self.quick else SHARE
+            share = (QUICK_SHARE if self.quick else SHARE) * case.share
             self._measured = (None, None, None)  # frees the tensors of the group before
             measured = runner.measure(case, self.device, self.timer(), share, variant)
             self._measured = (case, *measured)
@@ -130,6 +130,8 @@ def replay(request, benchmark):
 
         benchmark.pedantic(one_round, rounds=len(outcome.seconds))
         machine_facts = suite.machine()
+        own = work.own.get(name, {})
+        roof = own.get("roof", case.roof)
         benchmark.extra_info.update(
             stem=request.module.__name__.rpartition(".")[2].removeprefix("bench_"),
             op=case.op,
@@ -137,8 +139,8 @@ def replay(request, benchmark):
             role="taut" if package is None else "peer",
             peer_version=None if package is None else version,
             case=case.text,
-            axes=case.axes | work.axes.get(name, {}),
-            dtype=case.dtype,
+            axes=case.axes | own.get("axes", {}),
+            dtype=own.get("dtype", case.dtype),
             device=suite.device.type,
             isa=machine_facts["isa"],
             threads=machine_facts["threads"],
@@ -146,9 +148,7 @@ def replay(request, benchmark):
             tokens=work.tokens,
             flops=work.flops,
             bytes=work.bytes,
-            **machine.roof_share(
-                machine_facts["roofs"], case.roof, work, benchmark.stats.stats.median
-            ),
+            **machine.roof_share(machine_facts["roofs"], roof, work, benchmark.stats.stats.median),
             correct=outcome.correct,
         )
         benchmark.extra_info.update(outcome.facts)

@@ -61,9 +61,10 @@ def describe(device: torch.device, threads: int, clock: probes.Clock) -> dict:
 
 
 def roof_share(roofs: dict[str, float], roof: str | None, work: Work, seconds: float) -> dict:
-    """How near a call comes to what the machine can do: the better of arithmetic and memory."""
+    """How near a call comes to what the machine can do: the better of arithmetic and memory; None
+    where neither was counted."""
     memory = "cache" if work.bytes <= CACHED and "cache" in roofs else "memory"
     shares = [work.bytes / seconds / roofs[memory]]
     if roof in roofs:
         shares.append(work.flops / seconds / roofs[roof])
-    return {"roof": roof, "bandwidth": memory, "roof_share": max(shares)}
+    return {"roof": roof, "bandwidth": memory, "roof_share": max(shares) or None}

