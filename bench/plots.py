@@ -198,13 +198,16 @@ def accuracy(record: Record) -> list[Plot]:
             axes.scatter(rate, loss, s=20 + 5 * (row.size_mb or 0), zorder=2, alpha=0.8,
                          color=colors.of[row.contender], marker="o" if taut else "s")  # fmt: skip
             size = f", {row.size_mb:.0f} MB" if row.size_mb else ""
-            axes.annotate(f"{row.contender}{size}", (rate, loss), xytext=(0, 13),
-                          textcoords="offset points", ha="center", fontsize=9.5,
+            axes.annotate(f"{row.contender}{size}", (rate, loss),
+                          xytext=(0, 13 if taut else -13), textcoords="offset points",
+                          ha="center", va="bottom" if taut else "top", fontsize=9.5,
                           fontweight="bold" if taut else "normal")  # fmt: skip
         axes.set(yscale="log", xlabel="thousands of tokens per second")
         axes.invert_yaxis()
         axes.margins(0.12, 0.16)
-        axes.set_title("1 - mean cosine to fp32 (up is more exact, right is faster)")
+        axes.set_title(
+            "1 - mean cosine to the exact embeddings (up is more exact, right is faster)"
+        )
         title = rows[0].case
         plots.append(Plot(title, _svg(figure, f"accuracy: {title}"), wide=True))
     return plots

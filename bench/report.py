@@ -20,7 +20,7 @@ h2 { font-size: 20px; margin: 52px 0 14px; padding-top: 10px; border-top: 1px so
 nav { display: flex; flex-wrap: wrap; gap: 6px 18px; margin: 0 0 26px; }
 a { color: var(--accent); text-decoration: none; }
 a:hover { text-decoration: underline; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 12px; }
 .tile { background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
   padding: 11px 14px; line-height: 1.4; }
 .tile b { display: block; font-size: 18px; font-weight: 650;
@@ -77,7 +77,7 @@ def _tiles(record: Record) -> str:
         cosine = f"mean cosine {best.mean_cosine:.4f}"
         tiles.append((table.rate(*best.rate), f"{best.contender}, {best.case}, {cosine}"))
     groups = record.groups()
-    tiles.append((str(len(groups)), f"cases of {len({r.op for r in record.rows})} ops"))
+    tiles.append((str(len(groups)), f"cases, {len({row.op for row in record.rows})} ops"))
     for name, value in record.roofs.items():
         tiles.append((table.rate(value, unit_of(name)), f"{name} roof, probed"))
     return "".join(
