@@ -16,7 +16,7 @@ from taut._native import last_cuda_variant, last_variant, libraries
 from . import machine, peers, runner
 from .cases import Case
 
-SHARE, QUICK_SHARE = 0.8, 0.1  # seconds of a contender, in all
+SHARE, QUICK_SHARE = 0.6, 0.1  # seconds of a contender, in all
 
 
 def pytest_addoption(parser):

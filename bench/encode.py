@@ -155,6 +155,7 @@ def build(case: Case, device: torch.device) -> Work:
         check=check,
         tokens=tokens,
         flops=config.num_layers * (products + scores),
+        ops={n: "lowbit_linear" if n in SCHEMES else "packed_linear" for n in encoders},
         own={
             name: {"dtype": _kind(name), "roof": _kind(name), "axes": {"scheme": _scheme(name)}}
             for name in runs

@@ -14,7 +14,7 @@ import torch
 from .cases import MODES, Case, Unavailable, Work
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
-SLICE = 5e-4  # seconds: short calls are timed together
+SLICE, MOST_CALLS = 5e-4, 1000  # seconds: short calls are timed together
 SLOWEST = 8  # a peer whose one call takes this many times a contender's share is left out
 FLUSH_BYTES = 1 << 28  # larger than any L2
 Timer = Callable[[Callable[[], object], int], float]
@@ -80,7 +80,7 @@ def interleaved(
     calls, wanted = {}, {}
     for name in runs:
         call = max(once[name], 1e-9)
-        calls[name] = max(1, math.ceil(SLICE / call))
+        calls[name] = min(math.ceil(SLICE / call), MOST_CALLS)
         rounds = share / (call * calls[name])
         wanted[name] = int(min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
