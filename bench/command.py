@@ -69,11 +69,11 @@ class _Progress:
 
     def pytest_collection_modifyitems(self, items) -> None:
         for item in items:
-            marker = item.get_closest_marker("benchmark")
-            self.groups[item.nodeid] = marker.kwargs["group"] if marker else item.name
-        if self.ops:
-            items[:] = [i for i in items if self.groups[i.nodeid].split(" | ")[0] in self.ops]
-            self.groups = {item.nodeid: self.groups[item.nodeid] for item in items}
+            if marker := item.get_closest_marker("benchmark"):  # a file without cases has none
+                group = marker.kwargs["group"]
+                if not self.ops or group.split(" | ")[0] in self.ops:
+                    self.groups[item.nodeid] = group
+        items[:] = [item for item in items if item.nodeid in self.groups]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         group = self.groups[nodeid]

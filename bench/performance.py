@@ -106,7 +106,7 @@ def _section(record: Record) -> str:
     missing = record.machine.get("peers_missing")
     lines = [
         f"\n## {facts['device']}\n",
-        f"{facts['instruction set']}, {facts['threads']} threads, {facts['versions']}; "
+        f"{facts['instruction set']}, threads: {facts['threads']}, {facts['versions']}; "
         f"{facts['measured']}, commit {facts['commit']}.",
         f"Roofs: {table.roofs(record)}.",
         *([f"Peers not installed: {', '.join(missing)}."] if missing else []),

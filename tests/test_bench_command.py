@@ -153,6 +153,13 @@ def test_an_unknown_op_is_wrong_use():
     assert "no benchmark of 'nrm'; there is" in result.stderr and "layer_norm" in result.stderr
 
 
+def test_a_stem_without_cases_for_the_device_is_wrong_use():
+    """As bench/gpu_check.sh expects."""
+    result = taut("encode", "--quick", PYTEST_ADDOPTS="--device=cuda")
+    assert result.returncode == 2, result.stderr
+    assert "no benchmark of encode for this device" in result.stderr
+
+
 def test_wrong_use_is_told_before_anything_is_measured(tmp_path):
     with pytest.raises(InputError, match="cannot write"):
         command.run(["norm"], True, tmp_path / "none" / "x.json", None, None)

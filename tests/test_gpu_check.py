@@ -42,7 +42,7 @@ def measuring(tmp_path):
     python = tmp_path / "measuring"
     python.write_text(
         '#!/bin/sh\ncase "$*" in\n'
-        "  *stems*) echo norm dense_gemm ;;\n"
+        "  *stems*) echo encode norm dense_gemm ;;\n  *encode*) exit 2 ;;\n"
         f'  *) echo "measuring $4"; for last; do :; done; cp "{tmp_path}/$4.json" "$last" ;;\n'
         "esac\n"
     )
@@ -97,12 +97,20 @@ def test_a_failing_stage_is_recorded_and_run_again(tmp_path, failing, measuring)
     assert run(out, "--stages", "bench", "--python", failing, "--force").returncode == 1
 
 
+def test_a_suite_that_measured_nothing_has_failed(tmp_path):
+    python = tmp_path / "refusing"
+    python.write_text('#!/bin/sh\ncase "$*" in *stems*) echo norm ;; *) exit 2 ;; esac\n')
+    python.chmod(0o755)
+    assert run(tmp_path / "out", "--stages", "bench", "--python", python).returncode == 1
+
+
 def test_a_suite_that_was_cut_off_goes_on(tmp_path, measuring):
     out = tmp_path / "out"
     out.mkdir()
     (out / "bench-norm.json").write_text(json.dumps(part("norm", 1e12)))
     assert run(out, "--stages", "bench", "--python", measuring).returncode == 0
-    assert (out / "bench.log").read_text() == "measuring dense_gemm\n"
+    log = (out / "bench.log").read_text()
+    assert "measuring dense_gemm\n" in log and "measuring norm\n" not in log
 
 
 def test_a_stage_without_time_left_is_left_for_the_next_run(tmp_path, measuring):
