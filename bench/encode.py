@@ -7,7 +7,6 @@ encoder in fp64.
 """
 
 import functools
-import json
 import tempfile
 from pathlib import Path
 
@@ -22,17 +21,20 @@ from taut.text_io import InputError
 from . import encoder_peers as peers
 from .cases import DTYPES, Case, Unavailable, Work
 
+try:
+    from taut import binarize
+except ImportError:
+    binarize = None
+
 MAX_LENGTH = 256
 SCHEMES = {"taut w8a8": "w8a8", "taut w4a8": "w4a8-g32", "taut ternary": "ternary"}
 # Quantized encoders of ours are held against themselves on another instruction set, those of others
 # only to a level where something is broken: what their quantization costs is theirs to answer for.
-ALLOWED = {"fp32": 1e-5, "bf16": 2e-3, "int8": 0.1}
-BIBERT = {
-    "quantize_act": True, "weight_bits": 1, "embedding_bits": 1, "input_bits": 1, "clip_val": 2.5,
-}  # fmt: skip
+ALLOWED = {"fp32": 1e-5, "bf16": 2e-3, "int8": 0.1, "popcount": 1e-3}
+OPS_RUN = {"int8": "lowbit_linear", "popcount": "binary_linear"}
 
 
-def _random_checkpoint(extra: dict) -> Path:
+def _random_checkpoint() -> Path:
     """BERT-base's shape with minilm's tokenizer, in Hugging Face's layout."""
     try:
         from transformers import BertConfig, BertModel
@@ -43,8 +45,6 @@ def _random_checkpoint(extra: dict) -> Path:
     BertModel(BertConfig(), add_pooling_layer=False).save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / file).write_bytes((checkpoint("minilm") / file).read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | extra))
     return folder
 
 
@@ -54,11 +54,7 @@ def checkpoint(model: str) -> Path:
         minilm = Path(default_model())
     except InputError as error:
         raise Unavailable(str(error)) from None
-    return {
-        "minilm": lambda: minilm,
-        "bert-base": lambda: _random_checkpoint({}),
-        "bibert": lambda: _random_checkpoint(BIBERT),
-    }[model]()
+    return minilm if model == "minilm" else _random_checkpoint()
 
 
 @functools.cache
@@ -74,20 +70,28 @@ def corpus(texts: int, order: str) -> peers.Corpus:
 
 
 @functools.cache
-def ours(model: str, name: str) -> Encoder:
+def ours(model: str, name: str, device: str = "cpu") -> Encoder:
     if name in SCHEMES:
-        return ours(model, "taut fp32").quantize(SCHEMES[name])
-    return Encoder.from_pretrained(checkpoint(model), dtype=DTYPES[name.split()[-1]])
+        return ours(model, "taut fp32").quantize(SCHEMES[name]).to(device)
+    if name == "taut bibert":
+        return binarize.convert(latent_bibert(model)).to(device)
+    dtype = DTYPES[name.split()[-1]]
+    return Encoder.from_pretrained(checkpoint(model), dtype=dtype, device=device)
 
 
 @functools.cache
-def theirs(model: str, name: str) -> peers.Embed:
-    return peers.SETUPS[name](checkpoint(model))
+def latent_bibert(model: str) -> Encoder:
+    return binarize.prepare(ours(model, "taut fp32"), "bibert").eval()
+
+
+@functools.cache
+def theirs(model: str, name: str, device: str) -> peers.Embed:
+    return peers.SETUPS[name](checkpoint(model), device)
 
 
 @functools.cache
 def exact(model: str, texts: int, order: str) -> torch.Tensor:
-    return peers.unpadded(checkpoint(model), torch.float64)(corpus(texts, order))
+    return peers.unpadded(checkpoint(model), "cpu", torch.float64)(corpus(texts, order))
 
 
 def worst_and_mean(out: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
@@ -105,7 +109,7 @@ def megabytes(encoder: torch.nn.Module) -> float:
 @functools.cache
 def error_elsewhere(model: str, name: str, texts: int) -> float:
     """Of the same encoder on another instruction set: AVX2 where that is not the one in use."""
-    encoder, ids = ours(model, name).to("cpu"), corpus(texts, "sorted").ids
+    encoder, ids = ours(model, name), corpus(texts, "sorted").ids
     active = libraries.module.active_isa()
     others = [isa for isa in available_isas() if isa != active] or [active]
     libraries.module.set_active_isa(others[min(1, len(others) - 1)])
@@ -122,80 +126,83 @@ def build(case: Case, device: torch.device) -> Work:
     groups = [texts]
     if case.axes["batch"] == 1:
         groups = [peers.Corpus([t], [i]) for t, i in zip(*texts, strict=True)]
-    runs, encoders = {}, {}
-    for name in case.contenders:
+    where = str(device)
+
+    def run(name):
+        """Peers are set up by their first call, so that one which cannot be is left out alone."""
         if name.startswith("taut"):
-            encoders[name] = ours(model, name).to(device)
-            runs[name] = lambda encoder=encoders[name]: torch.cat(
-                [encoder.encode_ids(group.ids) for group in groups]
-            )
-        else:
-            try:
-                embed = theirs(model, name)
-            except ImportError:
-                continue
-            runs[name] = lambda embed=embed: torch.cat([embed(group) for group in groups])
+            encoder = ours(model, name, where)
+            return lambda: torch.cat([encoder.encode_ids(group.ids) for group in groups])
+        return lambda: torch.cat([theirs(model, name, where)(group) for group in groups])
 
     def check(name, out):
-        worst, mean = worst_and_mean(out, expected)
-        facts = {"error": 1 - worst, "mean_cosine": mean}
-        if name in encoders:
-            facts["size_mb"] = megabytes(encoders[name])
+        if name == "taut bibert":  # binarized: it is the packed form of another encoder
+            worst, mean = worst_and_mean(out, latent_bibert(model).encode_ids(texts.ids).double())
+        else:
+            worst, mean = worst_and_mean(out, expected)
         if name in SCHEMES:
-            elsewhere = error_elsewhere(model, name, case.axes["texts"])
-            return facts | {"allowed_error": 2 * elsewhere + 1e-4}
-        return facts | {"allowed_error": ALLOWED[_kind(name)]}
+            allowed = 2 * error_elsewhere(model, name, case.axes["texts"]) + 1e-4
+        else:
+            allowed = ALLOWED[_kind(name)]
+        facts = {"error": 1 - worst, "allowed_error": allowed, "mean_cosine": mean}
+        if name.startswith("taut"):
+            facts["size_mb"] = megabytes(ours(model, name, where))
+        return facts
 
     config = ours(model, "taut fp32").config
     tokens, hidden = sum(map(len, texts.ids)), config.hidden_size
     products = 2 * (4 * hidden * hidden + 2 * hidden * config.intermediate_size) * tokens
     scores = 4 * hidden * sum(len(row) ** 2 for row in texts.ids)
     return Work(
-        runs=runs,
+        runs={name: run(name) for name in case.contenders},
         check=check,
         tokens=tokens,
         flops=config.num_layers * (products + scores),
-        ops={n: "lowbit_linear" if n in SCHEMES else "packed_linear" for n in encoders},
+        ops={name: OPS_RUN.get(_kind(name), "packed_linear") for name in case.contenders},
         own={
             name: {"dtype": _kind(name), "roof": _kind(name), "axes": {"scheme": _scheme(name)}}
-            for name in runs
+            for name in case.contenders
         },
     )
 
 
 def _kind(name: str) -> str:
-    """Of the products: a key of ALLOWED."""
+    """Of the products: a key of ALLOWED, and a probe."""
+    if name == "taut bibert":
+        return "popcount"
     return next((kind for kind in ALLOWED if kind in name), "int8")
 
 
 def _scheme(name: str) -> str:
-    return SCHEMES.get(name, _kind(name))
+    return "bibert" if name == "taut bibert" else SCHEMES.get(name, _kind(name))
 
 
 TAUT = ("taut fp32", "taut bf16", *SCHEMES)
 TORCH = ("torch unpadded fp32", "torch unpadded bf16", "transformers sdpa fp32",
          "transformers sdpa bf16")  # fmt: skip
+OTHERS = ("openvino bf16", "openvino int8", "ctranslate2 int8")
+BINARY = ("taut bibert",) if binarize else ()
 CASES = [
     Case(
         op="encode",
         text=f"{model}, {order if batch > 1 else 'batch 1'}, {texts} texts",
         dtype="mixed",
         axes={"model": model, "order": order, "batch": batch, "texts": texts, "lengths": "natural"},
-        contenders=(*TAUT, *contenders),
+        contenders=contenders,
         build=build,
-        quick=texts == 16 and batch > 1,
-        devices=("cpu",),
+        quick=texts == 16 and batch > 1 or device == "cuda",
+        devices=(device,),
         share=4.0,
     )
-    for model, order, batch, texts, contenders in (
-        ("minilm", "arrival", 32, 16, TORCH),
-        ("minilm", "arrival", 32, 128, tuple(peers.SETUPS)),
-        ("minilm", "sorted", 32, 128, tuple(peers.SETUPS)),
-        ("minilm", "arrival", 1, 16, (*TORCH, "onnxruntime fp32", "onnxruntime int8",
-                                      "openvino bf16", "openvino int8", "ctranslate2 int8")),
-        ("bert-base", "arrival", 32, 32, (*TORCH, "openvino bf16", "openvino int8",
-                                          "ctranslate2 int8")),
-        ("bert-base", "sorted", 32, 32, TORCH),
+    for device, model, order, batch, texts, contenders in (
+        ("cpu", "minilm", "arrival", 32, 16, (*TAUT, *TORCH)),
+        ("cpu", "minilm", "arrival", 32, 128, (*TAUT, *peers.SETUPS)),
+        ("cpu", "minilm", "sorted", 32, 128, (*TAUT, *peers.SETUPS)),
+        ("cpu", "minilm", "arrival", 1, 16, (*TAUT, *TORCH, *OTHERS, "onnxruntime int8")),
+        ("cpu", "bert-base", "arrival", 32, 32, (*TAUT, *BINARY, *TORCH, *OTHERS)),
+        ("cpu", "bert-base", "sorted", 32, 32, (*TAUT, *BINARY, *TORCH)),
+        ("cuda", "minilm", "arrival", 32, 512, (*TAUT, *TORCH)),
+        ("cuda", "bert-base", "arrival", 32, 512, (*TAUT, *TORCH)),
     )
 ]  # fmt: skip
 

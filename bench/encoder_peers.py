@@ -1,13 +1,14 @@
 """Encoders to compare with, from texts or token ids to normalised mean embeddings.
 
-A setup takes a checkpoint's folder and gives a function of a `Corpus`. All take batches of 32, padded
-to their longest text, but for `unpadded`: what a skilled user writes in plain torch.
+A setup takes a checkpoint's folder and a device and gives a function of a `Corpus`. All take batches
+of 32, padded to their longest text, but for `unpadded`: what a skilled user writes in plain torch.
 """
 
 import functools
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,10 @@ import torch
 from torch.nn import functional
 
 from taut import Encoder
+from taut.demo import every_nth, stdlib_docstrings
 
 BATCH = 32
-CALIBRATION = 64  # batches of random ids that OpenVINO's ranges are taken from
+CALIBRATION = 100  # texts that OpenVINO's ranges are taken from
 
 
 class Corpus(NamedTuple):
@@ -31,7 +33,7 @@ class Corpus(NamedTuple):
 Embed = Callable[[Corpus], torch.Tensor]
 
 
-def in_batches(hidden_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Embed:
+def in_batches(hidden_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], device) -> Embed:
     """Embeds padded batches by hidden_of(input_ids, attention_mask), each (batch, longest)."""
 
     def embed(corpus):
@@ -42,20 +44,21 @@ def in_batches(hidden_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) 
             padded = torch.tensor([row + [0] * (longest - len(row)) for row in batch])
             lengths = torch.tensor([len(row) for row in batch])
             mask = (torch.arange(longest) < lengths[:, None]).long()
+            padded, mask, lengths = (t.to(device) for t in (padded, mask, lengths))
             hidden = hidden_of(padded, mask).float()
             mean = (hidden * mask[..., None]).sum(1) / lengths[:, None]
             rows.append(functional.normalize(mean, dim=1))
-        return torch.cat(rows)
+        return torch.cat(rows).cpu()
 
     return embed
 
 
-def unpadded(path: Path, dtype: torch.dtype) -> Embed:
+def unpadded(path: Path, device: str, dtype: torch.dtype) -> Embed:
     """BERT without padding: linears over all tokens of a batch, SDPA per sequence."""
     encoder = Encoder.from_pretrained(path)
     heads, layers = encoder.config.num_heads, encoder.config.num_layers
     eps = encoder.config.eps
-    p = {k.removeprefix("backbone."): v.to(dtype) for k, v in encoder.state_dict().items()}
+    p = {k.removeprefix("backbone."): v.to(device, dtype) for k, v in encoder.state_dict().items()}
 
     def linear(x, name):
         return functional.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])
@@ -65,8 +68,8 @@ def unpadded(path: Path, dtype: torch.dtype) -> Embed:
 
     def embed_batch(ids):
         lengths = [len(row) for row in ids]
-        flat = torch.tensor([i for row in ids for i in row])
-        positions = torch.cat([torch.arange(n) for n in lengths])
+        flat = torch.tensor([i for row in ids for i in row], device=device)
+        positions = torch.cat([torch.arange(n) for n in lengths]).to(device)
         x = p["embeddings.word.weight"][flat] + p["embeddings.position.weight"][positions]
         x = norm(x + p["embeddings.token_type.weight"][0], "embeddings.norm")
         for i in range(layers):
@@ -86,7 +89,8 @@ def unpadded(path: Path, dtype: torch.dtype) -> Embed:
 
     def embed(corpus):
         ids = corpus.ids
-        return torch.cat([embed_batch(ids[i : i + BATCH]) for i in range(0, len(ids), BATCH)])
+        parts = [embed_batch(ids[i : i + BATCH]) for i in range(0, len(ids), BATCH)]
+        return torch.cat(parts).cpu()
 
     return embed
 
@@ -106,31 +110,35 @@ def _compiled(model):
     return torch.compile(model, dynamic=True)
 
 
-def transformers(path, dtype, attention="sdpa", compiled=False) -> Embed:
-    model = _bert(path, dtype, attention)
-    model = _compiled(model) if compiled else model
-    return in_batches(lambda i, mask: model(input_ids=i, attention_mask=mask).last_hidden_state)
+def _hidden_states(model, device) -> Embed:
+    return in_batches(
+        lambda ids, mask: model(input_ids=ids, attention_mask=mask).last_hidden_state, device
+    )
 
 
-def sentence_transformers(path) -> Embed:
+def transformers(path, device, dtype, attention="sdpa", compiled=False) -> Embed:
+    model = _bert(path, dtype, attention).to(device)
+    return _hidden_states(_compiled(model) if compiled else model, device)
+
+
+def sentence_transformers(path, device) -> Embed:
     """From texts: it sorts them by length itself."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(path), device="cpu")
+    model = SentenceTransformer(str(path), device=device)
     return lambda corpus: model.encode(
         corpus.texts, batch_size=BATCH, convert_to_tensor=True, normalize_embeddings=True,
         show_progress_bar=False,
-    )  # fmt: skip
+    ).cpu()  # fmt: skip
 
 
-def torchao(path) -> Embed:
+def torchao(path, device) -> Embed:
     """int8 weights and activations quantized per token, compiled with frozen weights."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-    model = _bert(path)
+    model = _bert(path).to(device)
     quantize_(model, Int8DynamicActivationInt8WeightConfig())
-    model = _compiled(model)
-    return in_batches(lambda i, mask: model(input_ids=i, attention_mask=mask).last_hidden_state)
+    return _hidden_states(_compiled(model), device)
 
 
 class _Exported(torch.nn.Module):
@@ -181,7 +189,7 @@ def onnxruntime(path, int8=False) -> Embed:
         feed = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
         return torch.from_numpy(session.run(None, feed)[0])
 
-    return in_batches(hidden_of)
+    return in_batches(hidden_of, "cpu")
 
 
 def openvino(path, precision) -> Embed:
@@ -192,12 +200,10 @@ def openvino(path, precision) -> Embed:
     if precision == "int8":
         import nncf
 
-        generator = torch.Generator().manual_seed(0)
-        batches = [
-            (torch.randint(1000, 20000, (1, 64), generator=generator).numpy(),
-             torch.ones(1, 64, dtype=torch.long).numpy())
-            for _ in range(CALIBRATION)
-        ]  # fmt: skip
+        texts = [d.text for d in every_nth(stdlib_docstrings(), CALIBRATION)]
+        batch = Encoder.from_pretrained(path, max_length=256).tokenize(texts)
+        rows = batch.input_ids.long().split(batch.cu_seqlens.diff().tolist())
+        batches = [(row[None].numpy(), torch.ones_like(row)[None].numpy()) for row in rows]
         model = nncf.quantize(
             model, nncf.Dataset(batches), subset_size=CALIBRATION,
             model_type=nncf.ModelType.TRANSFORMER,
@@ -235,21 +241,21 @@ def ctranslate2(path, compute_type) -> Embed:
 
 
 FP32, BF16 = torch.float32, torch.bfloat16
-SETUPS: dict[str, Callable[[Path], Embed]] = {
-    "torch unpadded fp32": lambda path: unpadded(path, FP32),
-    "torch unpadded bf16": lambda path: unpadded(path, BF16),
-    "transformers eager fp32": lambda path: transformers(path, FP32, "eager"),
-    "transformers sdpa fp32": lambda path: transformers(path, FP32),
-    "transformers sdpa bf16": lambda path: transformers(path, BF16),
-    "transformers compiled fp32": lambda path: transformers(path, FP32, compiled=True),
-    "transformers compiled bf16": lambda path: transformers(path, BF16, compiled=True),
+SETUPS: dict[str, Callable[[Path, str], Embed]] = {
+    "torch unpadded fp32": partial(unpadded, dtype=FP32),
+    "torch unpadded bf16": partial(unpadded, dtype=BF16),
+    "transformers eager fp32": partial(transformers, dtype=FP32, attention="eager"),
+    "transformers sdpa fp32": partial(transformers, dtype=FP32),
+    "transformers sdpa bf16": partial(transformers, dtype=BF16),
+    "transformers compiled fp32": partial(transformers, dtype=FP32, compiled=True),
+    "transformers compiled bf16": partial(transformers, dtype=BF16, compiled=True),
     "sentence-transformers fp32": sentence_transformers,
     "torchao int8 compiled": torchao,
-    "onnxruntime fp32": onnxruntime,
-    "onnxruntime int8": lambda path: onnxruntime(path, int8=True),
-    "openvino fp32": lambda path: openvino(path, "f32"),
-    "openvino bf16": lambda path: openvino(path, "bf16"),
-    "openvino int8": lambda path: openvino(path, "int8"),
-    "ctranslate2 fp32": lambda path: ctranslate2(path, "float32"),
-    "ctranslate2 int8": lambda path: ctranslate2(path, "int8"),
+    "onnxruntime fp32": lambda path, device: onnxruntime(path),
+    "onnxruntime int8": lambda path, device: onnxruntime(path, int8=True),
+    "openvino fp32": lambda path, device: openvino(path, "f32"),
+    "openvino bf16": lambda path, device: openvino(path, "bf16"),
+    "openvino int8": lambda path, device: openvino(path, "int8"),
+    "ctranslate2 fp32": lambda path, device: ctranslate2(path, "float32"),
+    "ctranslate2 int8": lambda path, device: ctranslate2(path, "int8"),
 }
