@@ -64,6 +64,7 @@ class _Progress:
         self.groups: dict[str, str] = {}  # test -> its group
         self.begun: list[str] = []
         self.failures: dict[str, str] = {}
+        self.skipped: dict[str, None] = {}  # why
         self.stream = sys.stderr  # pytest puts its own in place while tests run
         self.terminal = self.stream.isatty()
 
@@ -91,6 +92,8 @@ class _Progress:
             crash = getattr(report.longrepr, "reprcrash", None)
             text = crash.message if crash else str(report.longrepr)
             self.failures[report.nodeid] = text
+        elif report.skipped:
+            self.skipped[report.longrepr[2].removeprefix("Skipped: ")] = None
 
     def pytest_sessionfinish(self) -> None:
         if self.terminal and self.begun:
@@ -115,6 +118,8 @@ def measure(names: Sequence[str], quick: bool) -> dict:
             raise KeyboardInterrupt
         if status == pytest.ExitCode.NO_TESTS_COLLECTED:
             raise InputError(f"no benchmark of {', '.join(names)} for this device")
+        if status == pytest.ExitCode.OK and not output.exists():
+            raise InputError(f"nothing can be measured here: {'; '.join(progress.skipped)}")
         if not output.exists():
             sys.exit(f"taut: the suite measured nothing:\n{said.getvalue()}")
         document = compact(json.loads(output.read_text(encoding="utf-8")))

@@ -54,13 +54,21 @@ def _suite(folder: Path) -> dict:
     return joined
 
 
+def _probe(text: str) -> object:
+    """The JSON that a probe prints, or what it printed before it failed."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     document = _suite(folder)
     document["gpu_check"] = {
         "stages": _stages(folder),
         "tests": _tests(folder),
-        "probes": {file.stem: file.read_text() for file in sorted(folder.glob("probe_*.txt"))},
+        "probes": {f.stem: _probe(f.read_text()) for f in sorted(folder.glob("probe_*.txt"))},
     }
     (folder / "gpu_check.json").write_text(json.dumps(document, indent=1) + "\n")
     with (folder / "gpu_check.log").open("w") as log:

@@ -153,11 +153,27 @@ def test_an_unknown_op_is_wrong_use():
     assert "no benchmark of 'nrm'; there is" in result.stderr and "layer_norm" in result.stderr
 
 
-def test_a_stem_without_cases_for_the_device_is_wrong_use():
+NO_CHECKPOINT = """
+import taut.demo
+from taut.text_io import InputError
+def nothing():
+    raise InputError("no checkpoint here")
+taut.demo.default_model = nothing
+"""
+
+
+@pytest.mark.parametrize(
+    "stem, before, options, cause",
+    [
+        ("overhead", "", "--device=cuda", "no benchmark of overhead for this device"),
+        ("encode", NO_CHECKPOINT, "", "nothing can be measured here: no checkpoint here"),
+    ],
+)
+def test_a_stem_that_cannot_run_here_is_wrong_use(stem, before, options, cause):
     """As bench/gpu_check.sh expects."""
-    result = taut("encode", "--quick", PYTEST_ADDOPTS="--device=cuda")
+    result = taut(stem, "--quick", before=before, PYTEST_ADDOPTS=options)
     assert result.returncode == 2, result.stderr
-    assert "no benchmark of encode for this device" in result.stderr
+    assert cause in result.stderr
 
 
 def test_wrong_use_is_told_before_anything_is_measured(tmp_path):
