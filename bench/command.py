@@ -107,7 +107,11 @@ def measure(names: Sequence[str], quick: bool) -> dict:
     files, ops = _chosen(names)
     progress = _Progress(ops)
     said = io.StringIO()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(said):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+    ):
         output = Path(folder) / "record.json"
         # No configuration but this: not that of a project whose folder we stand in.
         arguments = ["-q", "-c", os.devnull, f"--rootdir={SUITE}", "-p", "no:cacheprovider",

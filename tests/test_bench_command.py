@@ -172,7 +172,7 @@ taut.demo.default_model = nothing
 def test_a_stem_that_cannot_run_here_is_wrong_use(stem, before, options, cause):
     """As bench/gpu_check.sh expects."""
     result = taut(stem, "--quick", before=before, PYTEST_ADDOPTS=options)
-    assert result.returncode == 2, result.stderr
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
     assert cause in result.stderr
 
 
