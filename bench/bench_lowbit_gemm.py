@@ -23,14 +23,18 @@ BF16 = {"axes": {"bits": 16}, "dtype": "bf16", "roof": "bf16"}
 WITHOUT_BIAS = ("_int_mm", "_weight_int8pack_mm", "_weight_int4pack_mm")
 
 
-def quantized(weight, bits):
-    """Per channel; 2 bits are ternary."""
+def quantized(weight, bits, device):
+    """Per channel, packed, and the values its codes stand for; 2 bits are ternary."""
     top = max(1, 2 ** (bits - 1) - 1)
     scale = weight.abs().amax(1, keepdim=True).float() / top
     zero_point = torch.ones_like(scale) if bits == 2 else None
     codes = (weight / scale).round() + (1 if bits == 2 else 2 ** (bits - 1))
-    packed = pack_codes(codes.to(torch.uint8), bits)
-    return LowbitWeight(packed, scale, zero_point, None, bits, weight.shape[1])
+    made = LowbitWeight(
+        pack_codes(codes.to(torch.uint8), bits), scale, zero_point, None, bits, weight.shape[1]
+    )
+    there = [None if t is None else t.to(device) for t in (made.codes, scale, zero_point)]
+    moved = LowbitWeight(*there, None, bits, weight.shape[1], _packed=made.packed.to(device))
+    return moved, made.dequantize().to(device)
 
 
 def per_token(x, bits=8):
@@ -68,9 +72,11 @@ def build(case: Case, device: torch.device) -> Work:
     rows, in_features = case.axes["rows"], case.axes["in_features"]
     out_features = case.axes["out_features"]
     x = torch.randn(rows, in_features, device=device).bfloat16()
-    weight = torch.randn(out_features, in_features, device=device) / in_features**0.5
-    bias = torch.randn(out_features, device=device)
-    weights = {bits: quantized(weight, bits) for bits in (8, 4, 2)}
+    weight = torch.randn(out_features, in_features) / in_features**0.5
+    weights, values = {}, {}
+    for bits in (8, 4, 2):  # packed on the CPU, whatever the device
+        weights[bits], values[bits] = quantized(weight, bits, device)
+    weight, bias = weight.to(device), torch.randn(out_features, device=device)
     codes, x_scale = per_token(x)
     rounded_x = codes.double() * x_scale
     bf16_weight, bf16_bias = weight.bfloat16(), bias.bfloat16()
@@ -91,14 +97,14 @@ def build(case: Case, device: torch.device) -> Work:
     }
     # The operands of what each contender computes, if it makes no other error.
     meant = {
-        **{name: (rounded_x, weights[bits].dequantize()) for name, bits in BITS.items()},
-        "taut w4a16": (x, weights[4].dequantize()),
-        "_int_mm": (rounded_x, weights[8].dequantize()),
+        **{name: (rounded_x, values[bits]) for name, bits in BITS.items()},
+        "taut w4a16": (x, values[4]),
+        "_int_mm": (rounded_x, values[8]),
         "": (x, bf16_weight),
     }
     if device.type == "cpu":
         runs["onednn static int8"], static_x = onednn(x, int8, scales, bias)
-        meant["onednn static int8"] = (static_x, weights[8].dequantize())
+        meant["onednn static int8"] = (static_x, values[8])
         bf16_scales = scales.bfloat16()
         runs["_weight_int8pack_mm"] = lambda: torch.ops.aten._weight_int8pack_mm(
             x, int8, bf16_scales
