@@ -108,6 +108,7 @@ setup(
         "taut.triton_kernels": "triton_kernels",
     },
     package_data={"taut": ["py.typed"]},
+    exclude_package_data={"taut.bench": ["results/*", "results/*/*", "gpu_check.sh"]},
     ext_modules=[Extension("taut._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )
