@@ -120,21 +120,24 @@ def test_options(isa, option, dtype):
             assert_bias_gradient(bias, want, q, typical)
 
 
-@pytest.mark.parametrize("head_dim, heads_kv", ((16, 2), (64, 1), (256, 2)))
-def test_head_dims(isa, head_dim, heads_kv):
-    q, k, v, grad, cu, plain, exact = gradient_case(
-        "none", torch.float32, head_dim, heads_kv, (300, 40)
-    )
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("head_dim, heads_kv", ((16, 2), (64, 1), (72, 1), (256, 2)))
+def test_head_dims(isa, head_dim, heads_kv, dtype):
+    q, k, v, grad, cu, plain, exact = gradient_case("none", dtype, head_dim, heads_kv, (300, 40))
     given = leaves(q, k, v)
     taut.varlen_attention(*given, cu).backward(grad)
     assert_gradients(given, plain, exact)
 
 
-@pytest.mark.parametrize("option", ("window", "clip", "all"))
-def test_lengths_around_blocks_of_keys(isa, option):
-    q, k, v, grad, cu, plain, exact = gradient_case(
-        option, torch.float32, lengths=(255, 256, 257, 600)
-    )
+@pytest.mark.parametrize(
+    "option, dtype",
+    (
+        ("window", torch.float32), ("clip", torch.float32), ("all", torch.float32),
+        ("window", torch.bfloat16), ("all", torch.bfloat16),
+    ),
+)  # fmt: skip
+def test_lengths_around_blocks_of_keys(isa, option, dtype):
+    q, k, v, grad, cu, plain, exact = gradient_case(option, dtype, lengths=(255, 256, 257, 600))
     given = leaves(q, k, v)
     taut.varlen_attention(*given, cu, **OPTIONS[option]).backward(grad)
     assert_gradients(given, plain, exact)
@@ -162,10 +165,11 @@ def test_qkvpacked(isa, dtype):
     assert (qkv.grad[sum(lengths) :] == 0).all()
 
 
-def test_batch_invariance_and_nan(isa):
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_batch_invariance_and_nan(isa, dtype):
     """Gradients of a sequence have the same bits alone and beside NaN."""
     lengths = (33, 70, 300)
-    q, k, v = random_qkv((*lengths, 4), (*lengths, 4), HEADS, HEADS, 32, torch.float32)
+    q, k, v = random_qkv((*lengths, 4), (*lengths, 4), HEADS, HEADS, 32, dtype)
     grad = torch.randn_like(q)
     for begin, length in zip((0, 33, 103), lengths, strict=True):
         rows = slice(begin, begin + length)

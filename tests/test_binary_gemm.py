@@ -90,15 +90,16 @@ def test_sums_are_exact(isa, shape, rails):
     in_features, out_features = shape
     packed = random_weight(out_features, in_features)
     for rows in (0, 1, 3, 4, 9, 131):
+        variant = f"{isa}/tiles" if isa.startswith("amx") and rows == 131 else isa
         x = random_bits(rows, in_features, rails)
         want = exact_sums(x, packed, out_features, in_features)
         out = taut.binary_linear(x, packed, torch.ones(out_features), in_features=in_features)
-        assert last_variant("binary_linear") == isa
+        assert last_variant("binary_linear") == variant
         assert torch.equal(out, want)
         for shape in ((out_features,), (3, out_features)):
             thresholds = torch.randint(-9, 10, shape, dtype=torch.int32)
             bits = taut.binary_linear_bits(x, packed, thresholds, in_features=in_features)
-            assert last_variant("binary_linear_bits") == isa
+            assert last_variant("binary_linear_bits") == variant
             assert torch.equal(bits, reference.compare(want.double(), thresholds))
 
 
@@ -122,9 +123,11 @@ def test_the_most_features(isa):
     ones = torch.ones(2)
     out = taut.binary_linear(x, packed, ones, in_features=features)
     assert out.tolist() == [[features, -features]] * 2
-    codes = torch.full((1, features), -128, dtype=torch.int8)
-    out = taut.binary_linear(codes, packed, ones, in_features=features, x_scale=torch.ones(1, 1))
-    assert out.tolist() == [[-128 * features, 128 * features]]
+    for rows in (1, 20):
+        codes = torch.full((rows, features), -128, dtype=torch.int8)
+        x_scale = torch.ones(rows, 1)
+        out = taut.binary_linear(codes, packed, ones, in_features=features, x_scale=x_scale)
+        assert out.tolist() == [[-128 * features, 128 * features]] * rows
 
 
 def test_thresholds_at_the_ends(isa):
@@ -152,11 +155,31 @@ def test_codes(isa, shape, bits):
     for rows in (0, 1, 5, 20):
         q = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (rows, in_features)).to(torch.int8)
         q[rows // 2 :] //= 2  # rows that need fewer bits
+        q[-1:] = torch.randint(-128, 128, (in_features,))  # and one that needs more
         x_scale = torch.ones(rows, 1)
         want = exact_sums(q, packed, out_features, in_features)
         for x in (q, strided_rows(q)):
             out = taut.binary_linear(x, packed, ones, in_features=in_features, x_scale=x_scale)
             assert torch.equal(out, want)
+
+
+def test_codes_by_bytes_or_by_counts(isa):
+    """Which way codes go depends on how many bits and rows there are; the sums do not."""
+    packed, ones = random_weight(70, 130), torch.ones(70)
+    amx = isa.startswith("amx")
+    for rows, bits, way in (
+        (1, 2, ""),
+        (200, 2, "/tiles" if amx else ""),
+        (200, 8, "/tiles" if amx else "/bytes"),
+        (16, 8, "/bytes"),
+        (1, 8, "" if isa == "avx512_bf16" or amx else "/bytes"),
+    ):
+        q = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (rows, 130)).to(torch.int8)
+        q[:, 0] = -(2 ** (bits - 1))
+        x_scale = torch.ones(rows, 1)
+        out = taut.binary_linear(q, packed, ones, in_features=130, x_scale=x_scale)
+        assert last_variant("binary_linear") == isa + way
+        assert torch.equal(out, exact_sums(q, packed, 70, 130))
 
 
 @pytest.mark.parametrize("codes", (False, True))
@@ -187,10 +210,12 @@ def test_layer_norm(isa, dtype):
     x = random_bits(140, 300)
     for affine in ((weight, norm_bias), (None, None)):
         args = packed, scale, bias, 300, residual, *affine, 1e-5, threshold
-        out, bits = taut.binary_linear_layer_norm(
-            x, packed, scale, bias, residual, *affine, in_features=300, bit_threshold=threshold
-        )
-        assert last_variant("binary_linear_layer_norm") == isa
+        out, bits = on_one_thread(
+            taut.binary_linear_layer_norm,
+            x, packed, scale, bias, residual, *affine, in_features=300, bit_threshold=threshold,
+        )  # fmt: skip
+        tiles = isa.startswith("amx")
+        assert last_variant("binary_linear_layer_norm") == (f"{isa}/tiles" if tiles else isa)
         plain, _ = reference.binary_linear_layer_norm(x, None, *args)
         wide = [a.double() if isinstance(a, torch.Tensor) else a for a in args]
         wide[0], wide[4] = packed, residual

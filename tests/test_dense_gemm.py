@@ -9,7 +9,7 @@ from helpers import assert_close_by_comparison, misaligned, strided_rows
 from taut._native import last_variant, libraries
 from taut.reference import dense_gemm as reference
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # (rows, out_features, in_features): on and around the edges of tiles of 6 and 16 rows, panels of
 # 64 channels, pairs of k, tiles of 32 k, and runs of 256 k.
 SHAPES = (
@@ -91,6 +91,7 @@ def test_packed_layout():
     weight[65, 3] = 1
     packed = taut.pack_weight(weight)
     assert packed.shape == (2, 5, 64) and packed[1, 3, 1] == 1 and packed.sum() == 1
+    assert torch.equal(taut.pack_weight(weight.half()), packed.half())
     packed = taut.pack_weight(weight.bfloat16())
     assert packed.shape == (2, 3, 64, 2) and packed[1, 1, 1, 1] == 1 and packed.sum() == 1
 
@@ -146,6 +147,13 @@ def test_optional_arguments(isa, dtype):
     assert torch.equal(got, taut.packed_linear(x, packed, bias, out_features=70))
     got = taut.packed_linear_layer_norm(x, packed, bias.float(), residual)
     assert torch.equal(got, taut.packed_linear_layer_norm(x, packed, bias, residual))
+
+
+def test_every_fp16_weight_is_read_right(isa):
+    weight = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16)
+    packed = taut.pack_weight(weight[:, None])
+    out = taut.packed_linear(torch.ones(1, 1).half(), packed, out_features=2**16)
+    torch.testing.assert_close(out[0], weight, rtol=0, atol=0, equal_nan=True)
 
 
 def test_sums_before_the_norm_are_not_rounded(isa):
@@ -277,8 +285,8 @@ def test_refuses_bad_arguments():
     residual = norm_inputs(3, 70, torch.bfloat16)[0]
     packed = taut.pack_weight(weight)
     for error, message, bad in (
-        (ValueError, r"pack_weight: weight must be float32, bfloat16, got float16",
-         lambda: taut.pack_weight(weight.half())),
+        (ValueError, r"pack_weight: weight must be float32, bfloat16, float16, got float64",
+         lambda: taut.pack_weight(weight.double())),
         (ValueError, r"pack_weight: weight must have at least one row and column, got \(0, 3\)",
          lambda: taut.pack_weight(torch.zeros(0, 3))),
         (ValueError, r"pack_weight: weight must be \(out_features, in_features\), got \(3,\)",
@@ -287,8 +295,8 @@ def test_refuses_bad_arguments():
          lambda: taut.unpack_weight(packed, 64, 33)),
         (ValueError, r"unpack_weight: in_features must be at least 1, got 0",
          lambda: taut.unpack_weight(packed, 70, 0)),
-        (ValueError, r"packed_linear: x must be float32, bfloat16, got float16",
-         lambda: taut.packed_linear(x.half(), packed, out_features=70)),
+        (ValueError, r"packed_linear: x must be float32, bfloat16, float16, got float64",
+         lambda: taut.packed_linear(x.double(), packed, out_features=70)),
         (ValueError, r"packed_linear: packed must be bfloat16, got float32",
          lambda: taut.packed_linear(x, packed.float(), out_features=70)),
         (ValueError, r"packed_linear: packed must be \(2, 20, 64, 2\).*got \(2, 17, 64, 2\)",
@@ -310,8 +318,8 @@ def test_refuses_bad_arguments():
         (RuntimeError, r"packed_linear: packed must be pack_weight of a \(70, 40\) weight",
          lambda: torch.ops.taut.packed_linear(
              torch.zeros(3, 40).bfloat16(), packed, None, 70, "none")),
-        (RuntimeError, r"packed_linear: x must be float32 or bfloat16",
-         lambda: torch.ops.taut.packed_linear(x.half(), packed, None, 70, "none")),
+        (RuntimeError, r"packed_linear: x must be float32, bfloat16, float16",
+         lambda: torch.ops.taut.packed_linear(x.double(), packed, None, 70, "none")),
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             bad()

@@ -146,7 +146,7 @@ def test_minilm_in_bf16_matches_fp32(minilm):
 
 
 @pytest.mark.parametrize("mode", (torch.no_grad, torch.inference_mode))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
 @pytest.mark.parametrize("autocast", (False, True))
 def test_companions_do_not_change_hidden_states(tmp_path, mode, dtype, autocast):
     save_random(tmp_path, "bert")
@@ -160,7 +160,7 @@ def test_companions_do_not_change_hidden_states(tmp_path, mode, dtype, autocast)
     assert whole.dtype == (torch.bfloat16 if autocast else dtype)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
 def test_companions_do_not_change_an_embedding(dtype):
     encoder = taut.Encoder.from_pretrained(MINILM, dtype=dtype)
     filler = [f"companion {i} " * (1 + i % 9) for i in range(64)]

@@ -201,7 +201,7 @@ def test_pooling_of_special_values(mode):
 # ---- dense_gemm
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ((0, 70, 40), (1, 1, 1), (65, 130, 33), (33, 64, 130)))
 def test_packed_linear(dtype, shape):
     rows, channels, features = shape

@@ -1,8 +1,8 @@
 """Dense linear layers over the packed weights of ops/dense_gemm.py.
 
-fp32 and bf16, as the packed layout knows no fp16. Channel n of a weight is column n % 64 of panel
-n // 64; within a panel fp32 holds (in_features, 64) and bf16 (ceil(in_features / 2), 64, 2): the
-two members of a pair of input features are neighbours.
+Channel n of a weight is column n % 64 of panel n // 64; within a panel fp32 and fp16 hold
+(in_features, 64) and bf16 (ceil(in_features / 2), 64, 2): the two members of a pair of input
+features are neighbours.
 """
 
 import torch
@@ -19,6 +19,7 @@ from taut.triton_kernels.norm import load_row_vector, normalize
 # not look at the number of rows, so that a row's sums do not depend on the batch.
 _TILES = {
     torch.bfloat16: {"BLOCK_M": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+    torch.float16: {"BLOCK_M": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
     torch.float32: {"BLOCK_M": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
 }
 
@@ -26,7 +27,7 @@ _TILES = {
 @triton.jit
 def _load_panel(panel, first, in_features, BLOCK_K: tl.constexpr, PANEL: tl.constexpr):
     """Input features first to first + BLOCK_K of a panel, (BLOCK_K, PANEL)."""
-    if panel.dtype.element_ty == tl.float32:
+    if panel.dtype.element_ty != tl.bfloat16:
         feature = first + tl.arange(0, BLOCK_K)
         offset = feature[:, None] * PANEL + tl.arange(0, PANEL)[None, :]
         tile = tl.load(panel + offset, (feature < in_features)[:, None], 0)

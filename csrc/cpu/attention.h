@@ -88,7 +88,7 @@ constexpr int64_t attention_backward_scratch_bytes(int64_t head_dim, int64_t hea
   const int64_t rows = heads_per_kv * ((longest_queries + 31) / 32 * 32);
   const int64_t floats = columns * (4 * kAttentionKeys + 4 * 32 + rows)  // k v dk dv, q do, dq
                          + rows                                          // delta
-                         + (4 * 32 + 1) * kAttentionKeys + 3 * 32;       // scores, distances
+                         + (6 * 32 + 1) * kAttentionKeys + 3 * 32;       // scores, distances
   return 4 * floats + 1024;
 }
 

@@ -1,5 +1,6 @@
 // Varlen attention, backward: one task is a sequence and a head of k and v, so that every sum runs
-// in a fixed order within one thread. All arithmetic is fp32.
+// in a fixed order within one thread. All arithmetic is fp32; where bf16 is multiplied as such, P
+// and dS are rounded to it in front of the last three products.
 //
 // Per block of keys and block of queries, transposed like the forward pass:
 //   P^T = 2^(K Q^T scores - logsumexp)      D^T = V dO^T
@@ -7,29 +8,17 @@
 //   dV += P^T dO     dK += dS^T Q     dQ += dS K
 // With clipping, D is D through the clamp, and delta needs a sweep of its own.
 #include "cpu/attention.h"
-#include "cpu/attention_pack.h"
-#include "cpu/attention_scores.h"
+#include "cpu/attention_paths.h"
 
 namespace taut {
 namespace TAUT_ISA {
 namespace {
 
-// c[m][column] += A . b over all columns, a multiple of 16. A as in product().
-template <bool kColumns>
-inline void add_product(const float* a, int64_t lda, const float* b, int64_t m, int64_t k,
-                        int64_t columns, float* c) {
-  float ones[kLanes];
-  for (float& one : ones) one = 1.0f;
-  int64_t at = 0;
-  for (; at + kLanes <= columns; at += kLanes)
-    product<FloatDot, 2, kColumns>(a, lda, b + at, columns, m, k, c + at, columns, ones);
-  if (at < columns)
-    product<FloatDot, 1, kColumns>(a, lda, b + at, columns, m, k, c + at, columns, ones);
-}
-
-template <class T>
+template <class T, class Path>
 class Backward {
  public:
+  using Element = typename Path::Element;
+
   Backward(const AttentionBackwardParams& p, int64_t sequence, int64_t head_kv, void* scratch)
       : p_(p),
         f_(p.forward),
@@ -41,19 +30,29 @@ class Backward {
         queries_(f_.cu_seqlens_q[sequence + 1] - token_q_),
         keys_(f_.cu_seqlens_k[sequence + 1] - token_k_),
         rows_(round_up(queries_, kLanes)),
+        units_(round_up(f_.head_dim / Path::kUnit, 16)),
         columns_(round_up(f_.head_dim, 16)) {
     Arena arena(scratch);
-    k_ = arena.take<float>(kAttentionKeys * columns_);
-    v_ = arena.take<float>(kAttentionKeys * columns_);
+    k_ = arena.take<Element>(kAttentionKeys * units_ * Path::kUnit);
+    v_ = arena.take<Element>(kAttentionKeys * units_ * Path::kUnit);
     dk_ = arena.take<float>(kAttentionKeys * columns_);
     dv_ = arena.take<float>(kAttentionKeys * columns_);
-    q_rows_ = arena.take<float>(kLanes * columns_);
-    q_ = arena.take<float>(kLanes * columns_);
-    grad_rows_ = arena.take<float>(kLanes * columns_);
-    grad_ = arena.take<float>(kLanes * columns_);
+    q_rows_ = arena.take<Element>(kLanes * units_ * Path::kUnit);
+    q_ = arena.take<float>(kLanes * units_);
+    grad_rows_ = arena.take<Element>(kLanes * units_ * Path::kUnit);
+    grad_ = arena.take<float>(kLanes * units_);
     p_t_ = arena.take<float>(kAttentionKeys * kLanes);
     d_t_ = arena.take<float>(kAttentionKeys * kLanes);
     used_ = f_.clip || f_.dropout ? arena.take<float>(kAttentionKeys * kLanes) : p_t_;
+    if constexpr (Path::kPairs) {
+      k_pairs_ = arena.take<float>(kAttentionKeys / 2 * columns_);
+      q_pairs_ = arena.take<float>(kLanes / 2 * columns_);
+      grad_pairs_ = arena.take<float>(kLanes / 2 * columns_);
+      used_rows_ = arena.take<bf16>(kAttentionKeys * kLanes);
+      d_rows_ = arena.take<bf16>(kAttentionKeys * kLanes);
+      d_pairs_ = arena.take<float>(kAttentionKeys / 2 * kLanes);
+      d_lanes_ = arena.take<float>(kAttentionKeys / 2 * kLanes);
+    }
     slope_ = arena.take<float>(kAttentionKeys * kLanes);
     distance_bias_ = arena.take<float>(kAttentionKeys + kLanes);
     dq_ = arena.take<float>(group_ * rows_ * columns_);
@@ -96,8 +95,11 @@ class Backward {
     for (block_ = 0; block_ < keys_; block_ += kAttentionKeys) {
       block_keys_ = keys_ - block_ < kAttentionKeys ? keys_ - block_ : kAttentionKeys;
       const int64_t padded = round_up(block_keys_, 32);
-      pack_rows(key, block_, block_keys_, padded, f_.head_dim, columns_, k_);
-      pack_rows(value, block_, block_keys_, padded, f_.head_dim, columns_, v_);
+      const int64_t row_length = units_ * Path::kUnit;
+      pack_rows(key, block_, block_keys_, padded, f_.head_dim, row_length, k_);
+      pack_rows(value, block_, block_keys_, padded, f_.head_dim, row_length, v_);
+      if constexpr (Path::kPairs)
+        pack_row_pairs(key, block_, block_keys_, padded, f_.head_dim, columns_, k_pairs_);
       clear(dk_, kAttentionKeys * columns_);
       clear(dv_, kAttentionKeys * columns_);
       for (int64_t g = 0; g < group_; ++g)
@@ -139,19 +141,29 @@ class Backward {
     clear(delta_ + g * rows_ + queries_, rows_ - queries_);
   }
 
+  // The keys that a product takes for so many; what fills them up is 0.
+  static int64_t steps(int64_t keys) {
+    return round_up(keys, Path::kKeyRows < Path::kKeyStep ? Path::kKeyStep : Path::kKeyRows);
+  }
+
+  // Rows of lanes and, transposed, units of lanes.
+  void pack_queries(const Head<T>& from, int64_t row, int64_t rows, Element* to_rows,
+                    float* to_units) const {
+    pack_rows(from, row, rows, kLanes, f_.head_dim, units_ * Path::kUnit, to_rows);
+    transpose_units(reinterpret_cast<const float*>(to_rows), units_, kLanes, units_, to_units,
+                    kLanes);
+  }
+
   // Fills p_t_, used_, d_t_ and, with softcap, slope_ for a block of queries and `keys`.
   void probabilities(int64_t g, int64_t row, KeyRange keys) {
     const int64_t head = head_of(g), rows = rows_at(row), count = keys.end - keys.begin;
     const Head<T> query(f_.q, head, token_q_, f_.head_dim);
     const Head<T> grad(p_.grad_out, head, token_q_, f_.head_dim);
-    pack_rows(query, row, rows, kLanes, f_.head_dim, columns_, q_rows_);
-    pack_rows(grad, row, rows, kLanes, f_.head_dim, columns_, grad_rows_);
-    transpose_units(q_rows_, columns_, kLanes, columns_, q_, kLanes);
-    transpose_units(grad_rows_, columns_, kLanes, columns_, grad_, kLanes);
-    product<FloatDot, 2, false>(k_ + keys.begin * columns_, columns_, q_, kLanes, count,
-                                f_.head_dim, p_t_, kLanes, nullptr);
-    product<FloatDot, 2, false>(v_ + keys.begin * columns_, columns_, grad_, kLanes, count,
-                                f_.head_dim, d_t_, kLanes, nullptr);
+    pack_queries(query, row, rows, q_rows_, q_);
+    pack_queries(grad, row, rows, grad_rows_, grad_);
+    const int64_t first = keys.begin * units_ * Path::kUnit;
+    Path::template scores<2>(k_ + first, units_, f_.head_dim, q_, count, p_t_);
+    Path::template scores<2>(v_ + first, units_, f_.head_dim, grad_, count, d_t_);
 
     const float* bias = nullptr;
     if (f_.by_distance) {
@@ -184,10 +196,10 @@ class Backward {
         e.store(used_ + at);
       }
     }
-    // The products below take keys kTileRows at a time.
-    const int64_t surplus = (round_up(count, kTileRows) - count) * kLanes;
+    const int64_t surplus = (steps(count) - count) * kLanes;
     clear(used_ + count * kLanes, surplus);
     clear(d_t_ + count * kLanes, surplus);
+    if (f_.softcap > 0) clear(slope_ + count * kLanes, surplus);
     if (f_.dropout) {
       const int64_t first = block_ + keys.begin, last = block_ + keys.end;
       apply_dropout(f_, head, token_q_ + row, first, last, used_);
@@ -225,15 +237,39 @@ class Backward {
     }
     if (p_.diagonals) add_diagonals(g, row, keys);
     const Vec scale = Vec::set(f_.softmax_scale);
-    for (int64_t at = 0; at < count * kLanes; at += Vec::kWidth) {
+    const auto gradient = [&](int64_t at) {
       const Vec d = Vec::load(d_t_ + at) * scale;
-      (f_.softcap > 0 ? d * Vec::load(slope_ + at) : d).store(d_t_ + at);
+      return f_.softcap > 0 ? d * Vec::load(slope_ + at) : d;
+    };
+    float* dk = dk_ + keys.begin * columns_;
+    float* dv = dv_ + keys.begin * columns_;
+    float* dq = dq_ + (g * rows_ + row) * columns_;
+    if constexpr (Path::kPairs) {
+      const int64_t padded = steps(count);
+      for (int64_t at = 0; at < padded * kLanes; at += 2 * kLanes)
+        for (int64_t lane = at; lane < at + kLanes; lane += Vec::kWidth) {
+          const Vec low = gradient(lane), high = gradient(lane + kLanes);
+          low.store(d_rows_ + lane);
+          high.store(d_rows_ + lane + kLanes);
+          Path::pair(low, high).store(d_pairs_ + at / 2 + (lane - at));
+          Vec::load(used_ + lane).store(used_rows_ + lane);
+          Vec::load(used_ + lane + kLanes).store(used_rows_ + lane + kLanes);
+        }
+      const Head<T> query(f_.q, head_of(g), token_q_, f_.head_dim);
+      const Head<T> grad(p_.grad_out, head_of(g), token_q_, f_.head_dim);
+      pack_row_pairs(query, row, rows, kLanes, f_.head_dim, columns_, q_pairs_);
+      pack_row_pairs(grad, row, rows, kLanes, f_.head_dim, columns_, grad_pairs_);
+      const auto units = [](const bf16* matrix) { return reinterpret_cast<const float*>(matrix); };
+      Path::add_by_keys(units(used_rows_), grad_pairs_, count, rows, columns_, dv);
+      Path::add_by_keys(units(d_rows_), q_pairs_, count, rows, columns_, dk);
+      Path::add_by_lanes(d_pairs_, k_pairs_ + keys.begin / 2 * columns_, rows, padded, columns_,
+                         d_lanes_, dq);
+    } else {
+      for (int64_t at = 0; at < count * kLanes; at += Vec::kWidth) gradient(at).store(d_t_ + at);
+      Path::add_by_keys(used_, grad_rows_, count, rows, columns_, dv);
+      Path::add_by_keys(d_t_, q_rows_, count, rows, columns_, dk);
+      Path::add_by_lanes(d_t_, k_ + keys.begin * columns_, rows, count, columns_, nullptr, dq);
     }
-    add_product<false>(used_, kLanes, grad_rows_, count, rows, columns_,
-                       dv_ + keys.begin * columns_);
-    add_product<false>(d_t_, kLanes, q_rows_, count, rows, columns_, dk_ + keys.begin * columns_);
-    add_product<true>(d_t_, kLanes, k_ + keys.begin * columns_, rows, count, columns_,
-                      dq_ + (g * rows_ + row) * columns_);
   }
 
   void add_diagonals(int64_t g, int64_t row, KeyRange keys) {
@@ -249,33 +285,46 @@ class Backward {
 
   const AttentionBackwardParams& p_;
   const AttentionParams& f_;
-  const int64_t sequence_, head_kv_, group_, token_q_, token_k_, queries_, keys_, rows_, columns_;
+  const int64_t sequence_, head_kv_, group_, token_q_, token_k_, queries_, keys_, rows_, units_,
+      columns_;
   int64_t block_ = 0, block_keys_ = 0;
-  float *k_, *v_, *dk_, *dv_;   // [key][column]
-  float *q_rows_, *grad_rows_;  // [lane][column]
-  float *q_, *grad_;            // [column][lane]
-  float* p_t_;                  // softmax, [key][lane]
-  float* used_;                 // what multiplied V: after clipping and dropout
-  float* d_t_;                  // gradient of the softmax, then of the scores
-  float* slope_;                // of the softcap
-  float* distance_bias_;        // of lane 0's row and the last key first
-  float* dq_;                   // [head of the group][query][column]
-  float* delta_;                // [head of the group][query]
+  Element *k_, *v_;               // [key][unit]
+  float *dk_, *dv_;               // [key][column]
+  Element *q_rows_, *grad_rows_;  // [lane][unit]
+  float *q_, *grad_;              // [unit][lane]
+  float* p_t_;                    // softmax, [key][lane]
+  float* used_;                   // what multiplied V: after clipping and dropout
+  float* d_t_;                    // gradient of the softmax, then of the scores
+  // Copies as bf16, of what the last three products multiply.
+  float* k_pairs_;                // [key / 2][column]
+  float *q_pairs_, *grad_pairs_;  // [lane / 2][column]
+  bf16 *used_rows_, *d_rows_;     // [key][lane]
+  float *d_pairs_, *d_lanes_;     // [key / 2][lane]; [lane][key / 2]
+  float* slope_;                  // of the softcap
+  float* distance_bias_;          // of lane 0's row and the last key first
+  float* dq_;                     // [head of the group][query][column]
+  float* delta_;                  // [head of the group][query]
 };
 
 }  // namespace
 
 void attention_backward_f32(const AttentionBackwardParams& p, int64_t sequence, int64_t head_kv,
                             void* scratch) {
-  Backward<float>(p, sequence, head_kv, scratch).run();
+  Backward<float, Floats>(p, sequence, head_kv, scratch).run();
 }
 void attention_backward_bf16(const AttentionBackwardParams& p, int64_t sequence, int64_t head_kv,
                              void* scratch) {
-  Backward<bf16>(p, sequence, head_kv, scratch).run();
+#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+  configure_tiles();
+#endif
+  Backward<bf16, BestBf16Path>(p, sequence, head_kv, scratch).run();
+#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+  tile_release();
+#endif
 }
 void attention_backward_f16(const AttentionBackwardParams& p, int64_t sequence, int64_t head_kv,
                             void* scratch) {
-  Backward<f16>(p, sequence, head_kv, scratch).run();
+  Backward<f16, Floats>(p, sequence, head_kv, scratch).run();
 }
 
 }  // namespace TAUT_ISA

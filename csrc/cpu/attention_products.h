@@ -71,6 +71,19 @@ inline void product(const float* a, int64_t lda, const float* b, int64_t ldb, in
                                        ldc, keep);
 }
 
+// c[m][column] += A . b over all columns, a multiple of 16.
+template <class Dot, bool kColumns>
+inline void add_product(const float* a, int64_t lda, const float* b, int64_t m, int64_t k,
+                        int64_t columns, float* c) {
+  constexpr int64_t kTwo = 2 * Vec::kWidth;
+  float ones[kTwo];
+  for (float& one : ones) one = 1.0f;
+  int64_t at = 0;
+  for (; at + kTwo <= columns; at += kTwo)
+    product<Dot, 2, kColumns>(a, lda, b + at, columns, m, k, c + at, columns, ones);
+  if (at < columns) product<Dot, 1, kColumns>(a, lda, b + at, columns, m, k, c + at, columns, ones);
+}
+
 // dst[c][r] = src[r][c] in 32-bit units; rows and columns are multiples of kWidth.
 inline void transpose_units(const float* src, int64_t src_stride, int64_t rows, int64_t columns,
                             float* dst, int64_t dst_stride) {
@@ -136,6 +149,15 @@ inline void amx_product(const float* a, int64_t lda, const float* b, int64_t ldb
   for (; r + 32 <= m; r += 32)
     amx_tile<2, kVecs>(a + r * lda, lda, b, ldb, k, c + r * ldc, ldc, accumulate);
   if (r < m) amx_tile<1, kVecs>(a + r * lda, lda, b, ldb, k, c + r * ldc, ldc, accumulate);
+}
+
+// c[m][column] += A . b over all columns; all three are multiples of 16.
+inline void amx_add_product(const float* a, int64_t lda, const float* b, int64_t m, int64_t k,
+                            int64_t columns, float* c) {
+  int64_t at = 0;
+  for (; at + 32 <= columns; at += 32)
+    amx_product<2>(a, lda, b + at, columns, m, k, c + at, columns, true);
+  if (at < columns) amx_product<1>(a, lda, b + at, columns, m, k, c + at, columns, true);
 }
 
 #endif

@@ -142,14 +142,71 @@ void set_scale(const char* op, BinaryLinearParams& p, const Tensor& scale, const
   p.bias = data_or_null<float>(bias);
 }
 
-void run(const BinaryLinearParams& p, int64_t rows) {
+// Cycles that a word of a row costs against a word of 64 channels: `count` for each of its operands
+// where bits are counted, or `bytes`, plus a row's share of `expansion` of the 64 words.
+struct Cost {
+  double count, bytes, expansion;
+};
+
+// Measured on Zen 4 with K = N = 768, one thread. Those of AMX are predictions for Sapphire Rapids:
+// a count is 8 times 3 instructions on two ports, 8 tile products of 16 cycles serve 32 rows at 60
+// % of their peak, and an expansion stores 64 vectors.
+Cost cost_of(bool tiles) {
+  switch (active_isa()) {
+    case Isa::portable: return {147, 570, 300};
+    case Isa::avx2: return {32, 83, 100};
+    case Isa::avx512: return {37, 75, 100};
+    case Isa::avx512_bf16: return {16, 58, 170};
+    default: return tiles ? Cost{12, 7, 160} : Cost{12, 58, 170};
+  }
+}
+
+// Operands of a row whose bits are counted. Of codes a few rows are looked at: the answer is for
+// choosing a way, and must be right only where rows are alike.
+int operands_of(const BinaryLinearParams& p, int64_t rows) {
+  if (p.input != BinaryInput::codes) return 1;
+  constexpr int64_t kLooks = 16;
+  const int64_t looks = std::min(rows, kLooks);
+  int unlike_sign = 0;
+  for (int64_t look = 0; look < looks; ++look) {
+    const int8_t* row = static_cast<const int8_t*>(p.x) + rows * look / looks * p.x_stride;
+    for (int64_t c = 0; c < p.in_features; ++c) unlike_sign |= row[c] ^ (row[c] >> 7);
+  }
+  int operands = 1;
+  for (; unlike_sign; unlike_sign >>= 1) ++operands;
+  return operands;
+}
+
+// Rows of a block: by bytes, as many as leave their bytes and fp32 sums in half of an L2 of 1 MiB.
+int64_t most_rows(const BinaryLinearParams& p) {
+  if (!p.by_bytes) return p.input == BinaryInput::codes ? kBinaryCodeRows : kBinaryRows;
+  const int64_t floats = p.result == BinaryResult::norm ? p.panels() * kBitsPerWord : 0;
+  const int64_t fitting = (int64_t{1} << 19) / (p.bytes_stride() + 4 * floats);
+  return std::clamp<int64_t>(fitting / kIntegerBlock, 2, kBinaryByteRows / kIntegerBlock) *
+         kIntegerBlock;
+}
+
+// Chooses between bytes and counts, and returns the rows of a block.
+int64_t choose_way(BinaryLinearParams& p, int64_t rows, int64_t threads) {
+  const int64_t of_thread = divide_up(rows, threads);
+  p.by_bytes = true;
+  // Rows share an expansion, so threads rather share the panels.
+  const int64_t wanted = p.result == BinaryResult::norm ? of_thread : rows;
+  const int64_t shared = std::clamp<int64_t>(wanted, 1, most_rows(p));
+  const Cost cost = cost_of(shared >= kFewestTileRows);
+  const double bytes = cost.bytes + cost.expansion / static_cast<double>(shared);
+  p.by_bytes = operands_of(p, rows) * cost.count > bytes;
+  return p.by_bytes ? shared : std::clamp<int64_t>(of_thread, 1, most_rows(p));
+}
+
+void run(BinaryLinearParams& p, const Tensor& x, VariantRecord& record) {
   BinaryLinear* kernel = TAUT_KERNEL(binary_linear_block);
+  const int64_t rows = x.size(0);
   constexpr int64_t kWorthTwoThreads = 1 << 22;  // products of bits, some 5 us of one core
   const bool small = rows * p.in_features * p.out_features < kWorthTwoThreads;
   const int64_t threads = small ? 1 : torch::stable::get_num_threads();
   const bool norm = p.result == BinaryResult::norm;
-  const int64_t most = p.input == BinaryInput::codes ? kBinaryCodeRows : kBinaryRows;
-  const int64_t block_rows = std::clamp<int64_t>(divide_up(rows, threads), 1, most);
+  const int64_t block_rows = choose_way(p, rows, threads);
   const int64_t blocks = divide_up(rows, block_rows);
   constexpr int64_t kTasksPerThread = 4;
   const int64_t groups =
@@ -157,7 +214,7 @@ void run(const BinaryLinearParams& p, int64_t rows) {
           ? 1
           : std::clamp<int64_t>(threads * kTasksPerThread / std::max<int64_t>(1, blocks), 1,
                                 p.panels());
-  const int64_t floats = divide_up(binary_scratch_bytes(p.words(), p.panels(), norm), 4);
+  const int64_t floats = divide_up(p.scratch(block_rows).end, 4);
   const auto task = [&](int64_t index) {
     const int64_t block = index / groups, group = index % groups;
     kernel(p,
@@ -170,6 +227,8 @@ void run(const BinaryLinearParams& p, int64_t rows) {
   } else {
     parallel_tasks(blocks * groups, task);
   }
+  const bool tiles = active_isa() >= Isa::amx && block_rows >= kFewestTileRows;
+  record.record(!p.by_bytes ? nullptr : tiles ? "tiles" : "bytes");
 }
 
 Tensor binary_linear(const Tensor& x, const Optional& x_scale, const Tensor& packed,
@@ -189,8 +248,7 @@ Tensor binary_linear(const Tensor& x, const Optional& x_scale, const Tensor& pac
   p.result = BinaryResult::floats;
   Tensor out = empty_cpu({rows, out_features}, dtype);
   p.out = out.mutable_data_ptr();
-  run(p, rows);
-  linear_variant.record();
+  run(p, x, linear_variant);
   return out;
 }
 
@@ -212,8 +270,7 @@ Tensor binary_linear_bits(const Tensor& x, const Tensor& packed, const Tensor& t
   p.result = two ? BinaryResult::two_rails : BinaryResult::one_rail;
   Tensor bits = empty_bits(x.size(0), two ? 2 : 1, p.panels());
   p.bits = words_of(bits);
-  run(p, x.size(0));
-  linear_bits_variant.record();
+  run(p, x, linear_bits_variant);
   return bits;
 }
 
@@ -246,8 +303,7 @@ std::tuple<Tensor, Tensor> binary_linear_layer_norm(const Tensor& x, const Optio
   Tensor bits = empty_bits(rows, 1, p.panels());
   p.out = out.mutable_data_ptr();
   p.bits = words_of(bits);
-  run(p, rows);
-  linear_layer_norm_variant.record();
+  run(p, x, linear_layer_norm_variant);
   return {std::move(out), std::move(bits)};
 }
 

@@ -5,6 +5,7 @@
 #include "common/activation.h"
 #include "common/types.h"
 #include "cpu/dispatch.h"
+#include "cpu/lowbit_gemm.h"
 
 namespace taut {
 
@@ -27,6 +28,18 @@ TAUT_DECLARE_KERNEL(pack_bits_f32, PackBitsRows)
 TAUT_DECLARE_KERNEL(pack_bits_bf16, PackBitsRows)
 TAUT_DECLARE_KERNEL(pack_bits_f16, PackBitsRows)
 
+// Most rows that one kernel call may be given: signs whose bits are counted, codes (up to 8
+// operands a row), and rows whose bytes are multiplied.
+constexpr int64_t kBinaryRows = 64;
+constexpr int64_t kBinaryCodeRows = kBinaryRows / 8;
+constexpr int64_t kBinaryByteRows = 256;
+
+// Where the parts of a kernel call's memory begin, in bytes: first what is made of the rows of x,
+// then a panel's columns, then fp32 rows to normalise.
+struct BinaryScratch {
+  int64_t columns, norm_rows, end;
+};
+
 enum class BinaryInput : int { one_rail, two_rails, codes };
 enum class BinaryResult : int { floats, one_rail, two_rails, norm };
 enum class FloatType : int { f32, bf16, f16 };
@@ -36,6 +49,7 @@ struct BinaryLinearParams {
   BinaryInput input;
   BinaryResult result;
   FloatType type;  // of out, residual, weight and norm_bias
+  bool by_bytes;   // bytes are multiplied, not bits counted
   const void* x;   // words, or int8 codes
   int64_t x_stride, rail_stride;
   const float* x_scale;    // one per row
@@ -56,17 +70,17 @@ struct BinaryLinearParams {
 
   int64_t words() const { return (in_features + kBitsPerWord - 1) / kBitsPerWord; }
   int64_t panels() const { return (out_features + kBitsPerWord - 1) / kBitsPerWord; }
+  // From one row of x as bytes to the next: a cache line more than whole words, so that the rows of
+  // a tile do not compete for the same cache sets.
+  int64_t bytes_stride() const { return words() * kBitsPerWord + 64; }
+  BinaryScratch scratch(int64_t rows) const {
+    const int64_t staged = (rows + kIntegerBlock - 1) / kIntegerBlock * kIntegerBlock;
+    const int64_t columns = by_bytes ? staged * bytes_stride() : kBinaryRows * words() * 32;
+    const int64_t norm_rows = columns + words() * (by_bytes ? 64 * kBitsPerWord : 1024);
+    const int64_t floats = result == BinaryResult::norm ? rows * panels() * kBitsPerWord : 0;
+    return {columns, norm_rows, norm_rows + 4 * floats};
+  }
 };
-
-// Most rows that one kernel call may be given; codes take up to 8 operands a row.
-constexpr int64_t kBinaryRows = 64;
-constexpr int64_t kBinaryCodeRows = kBinaryRows / 8;
-
-// Operands of a call's rows, one panel's planes, and fp32 rows to normalise.
-constexpr int64_t binary_scratch_bytes(int64_t words, int64_t panels, bool norm) {
-  return kBinaryRows * words * 32 + words * 1024 +
-         (norm ? kBinaryRows * panels * kBitsPerWord * 4 : 0) + 1024;
-}
 
 // Rows [row_begin, row_end) of x times panels [panel_begin, panel_end), all of them for a norm.
 struct BinaryBlock {

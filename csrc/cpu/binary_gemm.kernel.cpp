@@ -1,9 +1,11 @@
 // Packing signs, and x W^T over 1-bit weights with what follows done before the sums leave L1.
 //
-// A row of x is one operand per word (signs) or several (codes: one per bit plane); see
-// binary_counts.h. Sums are whole numbers: their order is free.
+// There are two ways to the sums. Bits are counted: a row of x is one operand per word (signs) or
+// several (codes: one per bit plane); see binary_counts.h. Or bytes are multiplied; see
+// binary_bytes.h. Sums are whole numbers: their order is free, and both ways give the same.
 #include "cpu/binary_gemm.h"
 
+#include "cpu/binary_bytes.h"
 #include "cpu/binary_counts.h"
 #include "cpu/isa/columns.h"
 #include "cpu/norm_row.h"
@@ -74,26 +76,87 @@ class Linear {
  public:
   Linear(const BinaryLinearParams& p, const BinaryBlock& block, void* scratch)
       : p_(p), block_(block), words_(p.words()) {
-    char* next = static_cast<char*>(scratch);
-    operands_ = reinterpret_cast<Operand*>(next);
-    next += kBinaryRows * words_ * 32;
-    planes_ = reinterpret_cast<uint8_t*>(next);
-    next += words_ * kColumnBytes;
-    norm_rows_ = reinterpret_cast<float*>(next);
+    const BinaryScratch parts = p.scratch(block.row_end - block.row_begin);
+    char* memory = static_cast<char*>(scratch);
+    rows_memory_ = memory;
+    columns_memory_ = reinterpret_cast<uint8_t*>(memory + parts.columns);
+    norm_rows_ = reinterpret_cast<float*>(memory + parts.norm_rows);
   }
 
   void run() {
-    for (int64_t r = block_.row_begin; r < block_.row_end; ++r)
-      p_.input == BinaryInput::codes ? take_codes(r) : take_signs(r);
-    for (int64_t panel = block_.panel_begin; panel < block_.panel_end; ++panel) {
-      const void* columns = prepare_columns(p_.packed + panel * words_ * kWord, words_, planes_);
-      if (p_.thresholds) load_thresholds(panel);
-      multiply(panel, columns);
-    }
+    p_.by_bytes ? run_by_bytes() : run_by_counts();
     if (p_.result == BinaryResult::norm) with_type([&](auto type) { norm(type); });
   }
 
  private:
+  void run_by_counts() {
+    for (int64_t r = block_.row_begin; r < block_.row_end; ++r)
+      p_.input == BinaryInput::codes ? take_codes(r) : take_signs(r);
+    for (int64_t panel = block_.panel_begin; panel < block_.panel_end; ++panel) {
+      const void* columns =
+          prepare_columns(p_.packed + panel * words_ * kWord, words_, columns_memory_);
+      if (p_.thresholds) load_thresholds(panel);
+      multiply(panel, columns);
+    }
+  }
+
+  void run_by_bytes() {
+    int32_t row_sums[kBinaryByteRows];
+    for (int64_t r = block_.row_begin; r < block_.row_end; ++r) {
+      int8_t* to = bytes_of_row(r - block_.row_begin);
+      row_sums[r - block_.row_begin] =
+          p_.input == BinaryInput::codes
+              ? stage_codes(static_cast<const int8_t*>(p_.x) + r * p_.x_stride, p_.in_features, to)
+              : stage_row_of_signs(r, to);
+    }
+    const int64_t rows = block_.row_end - block_.row_begin;
+#if defined(TAUT_BINARY_TILES)
+    const bool tiles = rows >= kFewestTileRows;
+    if (tiles) tile_configure(integer_tile_config());
+    const int64_t most = tiles ? kIntegerBlock : kIntegerRows;
+#else
+    constexpr int64_t most = kIntegerRows;
+#endif
+    alignas(64) int32_t sums[kMostSums][kWord];
+    ByteProduct product{columns_memory_, words_, nullptr, p_.bytes_stride(), sums};
+    const int64_t groups = (rows + most - 1) / most;
+    for (int64_t panel = block_.panel_begin; panel < block_.panel_end; ++panel) {
+      expand_bits(p_.packed + panel * words_ * kWord, words_, columns_memory_);
+      if (p_.thresholds) load_thresholds(panel);
+      for (int64_t group = 0; group < groups; ++group) {
+        const int64_t begin = rows * group / groups, end = rows * (group + 1) / groups;
+        product.x = bytes_of_row(begin);
+#if defined(TAUT_BINARY_TILES)
+        tiles ? sum_rows_by_tiles(product) : sum_rows(product, end - begin);
+#else
+        sum_rows(product, end - begin);
+#endif
+        for (int64_t r = begin; r < end; ++r) {
+          int32_t* row = sums[r - begin];
+          for (int c = 0; c < kWord; ++c) row[c] = 2 * row[c] - row_sums[r];
+          finish(block_.row_begin + r, panel, row);
+        }
+      }
+    }
+#if defined(TAUT_BINARY_TILES)
+    if (tiles) tile_release();
+#endif
+  }
+
+  int8_t* bytes_of_row(int64_t r) const {
+    return reinterpret_cast<int8_t*>(rows_memory_) + r * p_.bytes_stride();
+  }
+
+  // Returns the sum of the signs.
+  int32_t stage_row_of_signs(int64_t r, int8_t* to) const {
+    int32_t sum = 0;
+    for_signs(r, [&](int64_t w, uint64_t positive, uint64_t mask) {
+      stage_signs(positive & mask, ~positive & mask, to + w * kWord);
+      sum += 2 * __builtin_popcountll(positive & mask) - __builtin_popcountll(mask);
+    });
+    return sum;
+  }
+
   // sum = base + sum over the row's operands of factor * count
   struct Row {
     int64_t first;  // operand
@@ -107,17 +170,30 @@ class Linear {
     return left < kWord ? (uint64_t{1} << left) - 1 : ~uint64_t{0};
   }
 
-  void take_signs(int64_t r) {
+  // body(word, positive, mask) for each word of row r: +1 where both have a bit, -1 where only mask
+  // has.
+  template <class Body>
+  void for_signs(int64_t r, const Body& body) const {
     const uint64_t* positive = static_cast<const uint64_t*>(p_.x) + r * p_.x_stride;
-    Operand* to = operands_ + operand_rows_ * words_;
-    int32_t nonzero = 0;
     for (int64_t w = 0; w < words_; ++w) {
       uint64_t mask = inside(w);
       // Both rails set is 0: p ^ n is where one is.
       if (p_.input == BinaryInput::two_rails) mask &= positive[w] ^ positive[p_.rail_stride + w];
-      nonzero += __builtin_popcountll(mask);
-      to[w] = Operand::of(positive[w], mask);
+      body(w, positive[w], mask);
     }
+  }
+
+  Operand* operands(int64_t row) const {
+    return reinterpret_cast<Operand*>(rows_memory_) + row * words_;
+  }
+
+  void take_signs(int64_t r) {
+    Operand* to = operands(operand_rows_);
+    int32_t nonzero = 0;
+    for_signs(r, [&](int64_t w, uint64_t positive, uint64_t mask) {
+      nonzero += __builtin_popcountll(mask);
+      to[w] = Operand::of(positive, mask);
+    });
     rows_[r - block_.row_begin] = {operand_rows_++, 1, nonzero, {-2}};
   }
 
@@ -144,7 +220,7 @@ class Linear {
     for (int64_t w = 0; w < words_; ++w) {
       bits_at(w, bits);
       for (int b = 0; b < needed; ++b) {
-        operands_[(operand_rows_ + b) * words_ + w] = Operand::of(0, bits[b]);
+        operands(operand_rows_ + b)[w] = Operand::of(0, bits[b]);
         row.base -= row.factors[b] / 2 * __builtin_popcountll(bits[b]);
       }
     }
@@ -160,7 +236,7 @@ class Linear {
       const int64_t first = rows_[r].first;
       while (end < rows && rows_[end].first + rows_[end].operands - first <= kMostOperands) ++end;
       const int64_t last = rows_[end - 1].first + rows_[end - 1].operands;
-      count(operands_ + first * words_, words_, last - first, columns, words_, counts);
+      count(operands(first), words_, last - first, columns, words_, counts);
       for (int64_t i = r; i < end; ++i) {
         const Row& row = rows_[i];
         alignas(64) int32_t sums[kWord];
@@ -260,8 +336,13 @@ class Linear {
   const BinaryLinearParams& p_;
   const BinaryBlock& block_;
   const int64_t words_;
-  Operand* operands_;  // [operand row][word]
-  uint8_t* planes_;
+#if defined(TAUT_BINARY_TILES)
+  static constexpr int64_t kMostSums = kIntegerBlock;
+#else
+  static constexpr int64_t kMostSums = kIntegerRows;
+#endif
+  char* rows_memory_;        // operands [operand row][word], or bytes of x
+  uint8_t* columns_memory_;  // of one panel
   float* norm_rows_;
   int64_t operand_rows_ = 0;
   Row rows_[kBinaryRows];

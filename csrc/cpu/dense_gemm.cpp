@@ -15,11 +15,12 @@ VariantRecord linear_layer_norm_variant("packed_linear_layer_norm");
 
 // ---- packing: a permutation of elements, the same for every instruction set
 
-// k per step of a panel: one fp32 or a pair of bf16, 4 bytes either way.
+// k per step of a panel: one, or a pair of bf16, which its products take together.
 int64_t step_of(ScalarType dtype, const char* op, const char* name) {
-  if (dtype != ScalarType::Float && dtype != ScalarType::BFloat16)
-    check(false, op, name, " must be float32 or bfloat16, got ", dtype_name(dtype));
-  return dtype == ScalarType::Float ? 1 : 2;
+  if (dtype == ScalarType::BFloat16) return 2;
+  if (dtype != ScalarType::Float && dtype != ScalarType::Half)
+    check(false, op, name, " must be float32, bfloat16, float16, got ", dtype_name(dtype));
+  return 1;
 }
 
 // Where element (channel, k) of a weight lies in its packed form.
@@ -174,8 +175,8 @@ Tensor packed_linear(const Tensor& x, const Tensor& packed, const std::optional<
   p.activation = parse_activation(activation, op);
   Tensor out = empty_cpu({launch.rows, out_features}, launch.dtype);
   p.out = out.mutable_data_ptr();
-  GemmLinear* kernel = launch.dtype == ScalarType::Float ? TAUT_KERNEL(gemm_linear_f32)
-                                                         : TAUT_KERNEL(gemm_linear_bf16);
+  GemmLinear* kernel = float_kernel(launch.dtype, op, "x", TAUT_KERNEL(gemm_linear_f32),
+                                    TAUT_KERNEL(gemm_linear_bf16), TAUT_KERNEL(gemm_linear_f16));
   run_blocks(launch, [&](const GemmBlock& block) { kernel(p, block); });
   linear_variant.record(launch.tiles ? "tiles" : nullptr);
   return out;
@@ -202,9 +203,10 @@ Tensor packed_linear_layer_norm(const Tensor& x, const Tensor& packed,
   p.weight = data_or_null<void>(weight);
   p.norm_bias = data_or_null<void>(norm_bias);
   p.eps = static_cast<float>(eps);
-  const bool f32 = launch.dtype == ScalarType::Float;
-  GemmSums* sums_kernel = f32 ? TAUT_KERNEL(gemm_sums_f32) : TAUT_KERNEL(gemm_sums_bf16);
-  GemmNorm* norm_kernel = f32 ? TAUT_KERNEL(gemm_norm_f32) : TAUT_KERNEL(gemm_norm_bf16);
+  GemmSums* sums_kernel = float_kernel(launch.dtype, op, "x", TAUT_KERNEL(gemm_sums_f32),
+                                       TAUT_KERNEL(gemm_sums_bf16), TAUT_KERNEL(gemm_sums_f16));
+  GemmNorm* norm_kernel = float_kernel(launch.dtype, op, "x", TAUT_KERNEL(gemm_norm_f32),
+                                       TAUT_KERNEL(gemm_norm_bf16), TAUT_KERNEL(gemm_norm_f16));
 
   // Rows whose sums stay in L2 until they are normalised.
   const int64_t rows_in_l2 = launch.tiles ? 128 : 48;

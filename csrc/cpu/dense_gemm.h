@@ -8,8 +8,8 @@
 
 namespace taut {
 
-// A packed weight is panels of kPanel output channels: fp32 (panel, k, channel), bf16 (panel,
-// k-pair, channel, member of the pair); missing channels and the missing member are zero.
+// A packed weight is panels of kPanel output channels: fp32 and fp16 (panel, k, channel), bf16
+// (panel, k-pair, channel, member of the pair); missing channels and the missing member are zero.
 constexpr int64_t kPanel = 64;
 // Most rows of x that one kernel call may be given.
 constexpr int64_t kMaxGemmRows = 256;
@@ -45,15 +45,18 @@ struct GemmBlock {
 using GemmLinear = void(const GemmParams&, const GemmBlock&);
 TAUT_DECLARE_KERNEL(gemm_linear_f32, GemmLinear)
 TAUT_DECLARE_KERNEL(gemm_linear_bf16, GemmLinear)
+TAUT_DECLARE_KERNEL(gemm_linear_f16, GemmLinear)
 
 // sums = x W^T + bias + residual within the block; `sums` belongs to row_begin and channel 0.
 using GemmSums = void(const GemmParams&, const GemmBlock&, float* sums);
 TAUT_DECLARE_KERNEL(gemm_sums_f32, GemmSums)
 TAUT_DECLARE_KERNEL(gemm_sums_bf16, GemmSums)
+TAUT_DECLARE_KERNEL(gemm_sums_f16, GemmSums)
 
 // out = LayerNorm(sums) for rows [begin, end); `sums` belongs to row `begin`.
 using GemmNorm = void(const GemmParams&, int64_t begin, int64_t end, const float* sums);
 TAUT_DECLARE_KERNEL(gemm_norm_f32, GemmNorm)
 TAUT_DECLARE_KERNEL(gemm_norm_bf16, GemmNorm)
+TAUT_DECLARE_KERNEL(gemm_norm_f16, GemmNorm)
 
 }  // namespace taut

@@ -24,6 +24,10 @@ inline void multiply(const GemmParams& p, const GemmBlock& block, const float*, 
   multiply_by_vectors<float>(p, block, f);
 }
 template <class Finish>
+inline void multiply(const GemmParams& p, const GemmBlock& block, const f16*, const Finish& f) {
+  multiply_by_vectors<f16>(p, block, f);
+}
+template <class Finish>
 inline void multiply(const GemmParams& p, const GemmBlock& block, const bf16*, const Finish& f) {
   TAUT_MULTIPLY_BF16(p, block, f);
 }
@@ -90,17 +94,24 @@ void norm(const GemmParams& p, int64_t begin, int64_t end, const float* sums) {
 
 void gemm_linear_f32(const GemmParams& p, const GemmBlock& block) { linear<float>(p, block); }
 void gemm_linear_bf16(const GemmParams& p, const GemmBlock& block) { linear<bf16>(p, block); }
+void gemm_linear_f16(const GemmParams& p, const GemmBlock& block) { linear<f16>(p, block); }
 void gemm_sums_f32(const GemmParams& p, const GemmBlock& block, float* sums) {
   sums_with_residual<float>(p, block, sums);
 }
 void gemm_sums_bf16(const GemmParams& p, const GemmBlock& block, float* sums) {
   sums_with_residual<bf16>(p, block, sums);
 }
+void gemm_sums_f16(const GemmParams& p, const GemmBlock& block, float* sums) {
+  sums_with_residual<f16>(p, block, sums);
+}
 void gemm_norm_f32(const GemmParams& p, int64_t begin, int64_t end, const float* sums) {
   norm<float>(p, begin, end, sums);
 }
 void gemm_norm_bf16(const GemmParams& p, int64_t begin, int64_t end, const float* sums) {
   norm<bf16>(p, begin, end, sums);
+}
+void gemm_norm_f16(const GemmParams& p, int64_t begin, int64_t end, const float* sums) {
+  norm<f16>(p, begin, end, sums);
 }
 
 }  // namespace TAUT_ISA

@@ -28,6 +28,12 @@ struct Single {
   static Vec value(const float* p) { return Vec::set(*p); }
   static Vec add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 };
+// fp16 as fp32; of x, rows are widened before, once for all channels of a panel.
+struct Half {
+  static Vec weight(const f16* p) { return Vec::load(p); }
+  static Vec value(const float* p) { return Vec::set(*p); }
+  static Vec add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+};
 #if defined(__AVX512BF16__)
 struct WholePair {
   static Pairs weight(const bf16* p) { return Pairs::load(p); }
@@ -35,7 +41,7 @@ struct WholePair {
   static Vec add(Pairs a, Pairs b, Vec c) { return dot(a, b, c); }
 };
 #else
-// bf16 as fp32: of x, rows are widened before, once for all channels of a panel.
+// bf16 in the same way.
 struct EvenOfPair {
   static Vec weight(const bf16* p) { return Pairs::load(p).even(); }
   static Vec value(const float* p) { return Vec::set(*p); }
@@ -48,9 +54,11 @@ struct OddOfPair {
 };
 #endif
 
-// How many k a step of the panel holds: one fp32 or a pair of bf16.
+// How many k a step of the panel holds: one, or a pair of bf16.
 template <class T>
-constexpr int kStep = 4 / sizeof(T);
+constexpr int kStep = 1;
+template <>
+inline constexpr int kStep<bf16> = 2;
 
 template <class Operand, int Rows, class X, class T>
 inline void multiply_add(Vec (&sums)[Rows][kTileVectors], const X* x, int64_t x_stride,
@@ -72,6 +80,11 @@ inline void k_step(Vec (&sums)[Rows][kTileVectors], const float* x, int64_t x_st
                    const float* weights) {
   multiply_add<Single>(sums, x, x_stride, weights);
 }
+template <int Rows>
+inline void k_step(Vec (&sums)[Rows][kTileVectors], const float* x, int64_t x_stride,
+                   const f16* weights) {
+  multiply_add<Half>(sums, x, x_stride, weights);
+}
 #if defined(__AVX512BF16__)
 template <int Rows>
 inline void k_step(Vec (&sums)[Rows][kTileVectors], const bf16* x, int64_t x_stride,
@@ -80,6 +93,8 @@ inline void k_step(Vec (&sums)[Rows][kTileVectors], const bf16* x, int64_t x_str
 }
 template <class T>
 constexpr bool kWidened = false;
+template <>
+inline constexpr bool kWidened<f16> = true;
 #else
 template <int Rows>
 inline void k_step(Vec (&sums)[Rows][kTileVectors], const float* x, int64_t x_stride,

@@ -135,7 +135,7 @@ class Launch {
  private:
   bool finishes() const { return params.norm || params.q; }
   // Rows of a tile; all blocks of rows but the last are whole ones.
-  int64_t unit() const { return params.integer() && active_isa() >= Isa::amx ? 32 : 6; }
+  int64_t unit() const { return params.integer() && active_isa() >= Isa::amx ? kIntegerBlock : 6; }
 
   // Rows whose codes and sums stay in L2 together: half of it, on machines with 1 MiB.
   int64_t block_rows() const {
@@ -172,7 +172,7 @@ class Launch {
     if (p.x_zero_point != 0.0f) s.ones = pieces.take<int8_t>(p.codes_stride());
     s.sums = pieces.take<float>(kMaxLowbitRows * kLowbitPanel);
     if (!p.integer()) s.values = pieces.take<uint8_t>(p.values_bytes());
-    if (p.integer() && (unit() == 32 ? p.bits < 8 : p.bits == 3))
+    if (p.integer() && (unit() == kIntegerBlock ? p.bits < 8 : p.bits == 3))
       s.codes = pieces.take<uint8_t>(p.blocks() * kLowbitBlock * kLowbitPanel);
     return s;
   }

@@ -12,9 +12,7 @@ namespace taut {
 namespace TAUT_ISA {
 
 constexpr int64_t kIntegerTile = 16;  // rows and channels of a tile of sums
-constexpr int64_t kIntegerBlock = 2 * kIntegerTile;
-// Fewer rows leave most of a tile empty. The vector instructions give the same sums.
-constexpr int64_t kFewestTileRows = 17;
+static_assert(kIntegerBlock == 2 * kIntegerTile, "a block is 2 x 2 tiles of sums");
 
 inline bool worth_tiles(const LowbitParams& p, int64_t rows) {
   return rows >= kFewestTileRows && (p.groups == 1 || p.group_units % 2 == 0);
@@ -38,12 +36,20 @@ inline void multiply_integer_tiles(const int8_t* x, int64_t x_stride, const uint
   TILE_DOT_INT8(3, 5, 7);
 }
 
-inline void store_integer_tiles(int32_t* sums) {
-  constexpr int64_t kStride = kIntegerBlock * sizeof(int32_t);
-  TILE_STORE(0, sums, kStride);
-  TILE_STORE(1, sums + kIntegerTile, kStride);
-  TILE_STORE(2, sums + kIntegerTile * kIntegerBlock, kStride);
-  TILE_STORE(3, sums + kIntegerTile * kIntegerBlock + kIntegerTile, kStride);
+inline void zero_integer_tiles() {
+  TILE_ZERO(0);
+  TILE_ZERO(1);
+  TILE_ZERO(2);
+  TILE_ZERO(3);
+}
+
+// To rows of sums `stride` apart.
+inline void store_integer_tiles(int32_t* sums, int64_t stride) {
+  const int64_t bytes = stride * static_cast<int64_t>(sizeof(int32_t));
+  TILE_STORE(0, sums, bytes);
+  TILE_STORE(1, sums + kIntegerTile, bytes);
+  TILE_STORE(2, sums + kIntegerTile * stride, bytes);
+  TILE_STORE(3, sums + kIntegerTile * stride + kIntegerTile, bytes);
 }
 
 // t.out = `rows` rows of t times a panel of 8 bits. Staged rows reach to a multiple of 32; t.out
@@ -57,14 +63,11 @@ inline void multiply_by_integer_tiles(const LowbitParams& p, IntegerTile t, int6
       const int64_t count = rows - row < kIntegerBlock ? rows - row : kIntegerBlock;
       for (int64_t group = 0, begin = 0; group < p.groups; ++group, begin += group_blocks) {
         const int64_t end = begin + group_blocks < blocks ? begin + group_blocks : blocks;
-        TILE_ZERO(0);
-        TILE_ZERO(1);
-        TILE_ZERO(2);
-        TILE_ZERO(3);
+        zero_integer_tiles();
         for (int64_t b = begin; b < end; ++b)
           multiply_integer_tiles(t.rows.codes + row * stride + b * kLowbitBlock, stride,
                                  t.panel + b * kBlockBytes<8> + 4 * channel);
-        store_integer_tiles(sums);
+        store_integer_tiles(sums, kIntegerBlock);
         for (int64_t r = 0; r < count; ++r)
           for (int64_t c = 0; c < kIntegerBlock; c += Vec::kWidth)
             add_group(p, t, group, row + r, channel + c,

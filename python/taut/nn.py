@@ -9,7 +9,7 @@ from taut.ops.activation import bias_activation
 from taut.ops.dense_gemm import pack_weight, packed_linear, packed_linear_layer_norm
 from taut.ops.norm import layer_norm
 
-_PACKED_DTYPES = (torch.float32, torch.bfloat16)
+_PACKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _optimizer_steps = 0  # of any optimizer: fused ones change weights without torch counting it
 

@@ -3,10 +3,16 @@
 //   Bytes::load(p), b.store(p)  from and to 4 * kWidth bytes
 //   Bytes::set(byte)           that byte everywhere
 //   Bytes::broadcast(p)        the four bytes at p in all lanes
+//   split_words(p, low, high)  the low and the high four bytes of the kWidth words of 64 bits at p
+//   order_by_eights(p, out)    of 32 bytes: out[4 j + i] = p[8 i + j]
 //   a & b, a | b, a << n, a >> n      of whole lanes: a shift brings in bits of neighbouring bytes
 //   select(mask, a, b)         bits of a where the mask's are set, of b elsewhere
 //   dot<Bits>(sums, codes, x)  sums + codes[0] x[0] + ... + codes[3] x[3] lane by lane, exact:
 //                              codes unsigned and below 2^Bits, x signed
+//   add_flags(pairs, flags, x) pairs + flags[0] x[0] + flags[1] x[1] half lane by half lane; flags
+//   0
+//                              or 1. 128 of them stay within 16 bits
+//   add_pairs(sums, pairs)     sums + both halves, lane by lane
 //   set_ints(n), load_ints(p), store_ints(i, p), a - b, a * b      of Ints
 //   to_vec(i)                  rounds to nearest even
 //   member<I>(bytes)           byte I of every lane, as Ints
@@ -58,6 +64,18 @@ inline Ints dot(Ints sums, Bytes codes, Bytes x) {
   const ShortLanes odd = (ShortLanes)((codes.v >> 8) & 0x00ff00ffu) * ((ShortLanes)x.v >> 8);
   if constexpr (Bits <= 4) return {sums.v + add_halves(even + odd)};
   return {sums.v + add_halves(even) + add_halves(odd)};
+}
+inline Bytes add_flags(Bytes pairs, Bytes flags, Bytes x) {
+  // A mask in place of the product: all ones where the flag is set.
+  const BitLanes kept = x.v & flags.v * 255u;
+  const ShortLanes even = (ShortLanes)(kept << 8) >> 8, odd = (ShortLanes)kept >> 8;
+  return {(BitLanes)((ShortLanes)pairs.v + even + odd)};
+}
+inline Ints add_pairs(Ints sums, Bytes pairs) { return {sums.v + add_halves((ShortLanes)pairs.v)}; }
+inline void split_words(const uint64_t* p, Bytes* low, Bytes* high) {
+  const BitLanes a = Bytes::load(p).v, b = Bytes::load(p + Vec::kWidth / 2).v;
+  low->v = __builtin_shuffle(a, b, BitLanes{0, 2, 4, 6});
+  high->v = __builtin_shuffle(a, b, BitLanes{1, 3, 5, 7});
 }
 inline Ints set_ints(int32_t n) { return {MaskLanes{} + n}; }
 inline Ints load_ints(const int32_t* p) {
@@ -112,6 +130,19 @@ inline Ints dot(Ints sums, Bytes codes, Bytes x) {
   const __m256i even = _mm256_madd_epi16(even_codes, even_x);
   const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(codes.v, 8), _mm256_srai_epi16(x.v, 8));
   return {_mm256_add_epi32(sums.v, _mm256_add_epi32(even, odd))};
+}
+inline Bytes add_flags(Bytes pairs, Bytes flags, Bytes x) {
+  return {_mm256_add_epi16(pairs.v, _mm256_maddubs_epi16(flags.v, x.v))};
+}
+inline Ints add_pairs(Ints sums, Bytes pairs) {
+  return {_mm256_add_epi32(sums.v, _mm256_madd_epi16(pairs.v, _mm256_set1_epi16(1)))};
+}
+inline void split_words(const uint64_t* p, Bytes* low, Bytes* high) {
+  const __m256i evens_first = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+  const __m256i a = _mm256_permutevar8x32_epi32(Bytes::load(p).v, evens_first);
+  const __m256i b = _mm256_permutevar8x32_epi32(Bytes::load(p + 4).v, evens_first);
+  low->v = _mm256_permute2x128_si256(a, b, 0x20);
+  high->v = _mm256_permute2x128_si256(a, b, 0x31);
 }
 inline Ints set_ints(int32_t n) { return {_mm256_set1_epi32(n)}; }
 inline Ints load_ints(const int32_t* p) {
@@ -169,6 +200,19 @@ inline Ints dot(Ints sums, Bytes codes, Bytes x) {
   return {_mm512_add_epi32(sums.v, _mm512_add_epi32(even, odd))};
 #endif
 }
+inline Bytes add_flags(Bytes pairs, Bytes flags, Bytes x) {
+  return {_mm512_add_epi16(pairs.v, _mm512_maddubs_epi16(flags.v, x.v))};
+}
+inline Ints add_pairs(Ints sums, Bytes pairs) {
+  return {_mm512_add_epi32(sums.v, _mm512_madd_epi16(pairs.v, _mm512_set1_epi16(1)))};
+}
+inline void split_words(const uint64_t* p, Bytes* low, Bytes* high) {
+  const __m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + 8);
+  const __m512i evens =
+      _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  low->v = _mm512_permutex2var_epi32(a, evens, b);
+  high->v = _mm512_permutex2var_epi32(a, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), b);
+}
 inline Ints set_ints(int32_t n) { return {_mm512_set1_epi32(n)}; }
 inline Ints load_ints(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 inline void store_ints(Ints a, int32_t* p) { _mm512_storeu_si512(p, a.v); }
@@ -209,6 +253,21 @@ struct Table {
 };
 
 #endif
+
+inline void order_by_eights(const int8_t* p, int8_t* out) {
+#if defined(TAUT_ISA_portable)
+  for (int j = 0; j < 8; ++j)
+    for (int i = 0; i < 4; ++i) out[4 * j + i] = p[8 * i + j];
+#else
+  const __m128i* from = reinterpret_cast<const __m128i*>(p);
+  __m128i* to = reinterpret_cast<__m128i*>(out);
+  const __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1);
+  const __m128i first = _mm_unpacklo_epi8(a, _mm_srli_si128(a, 8));
+  const __m128i second = _mm_unpacklo_epi8(b, _mm_srli_si128(b, 8));
+  _mm_storeu_si128(to, _mm_unpacklo_epi16(first, second));
+  _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(first, second));
+#endif
+}
 
 }  // namespace TAUT_ISA
 }  // namespace taut

@@ -33,7 +33,17 @@ struct Vec {
     std::memcpy(&raw, p, sizeof(raw));
     return {(FloatLanes)(__builtin_convertvector(raw, BitLanes) << 16)};
   }
-  static Vec load(const f16* p) { return load(p, kWidth); }
+  // The product moves the exponent from one bias to the other and is exact, for subnormal numbers
+  // too; what is not finite gets the largest exponent.
+  static Vec load(const f16* p) {
+    HalfLanes raw;
+    std::memcpy(&raw, p, sizeof(raw));
+    const BitLanes half = __builtin_convertvector(raw, BitLanes);
+    const BitLanes magnitude = (half & 0x7fffu) << 13;
+    const BitLanes moved = (BitLanes)((FloatLanes)magnitude * 0x1p112f);
+    const BitLanes top = (BitLanes)(magnitude >= 0x7c00u << 13) & 0x7f800000u;
+    return {(FloatLanes)(moved | top | (half & 0x8000u) << 16)};
+  }
   template <class T>
   static Vec load(const T* p, int n) {
     Vec v = zero();

@@ -30,14 +30,14 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
     The layout is the same for every instruction set. Output channels are cut into panels of 64.
     With panel = n // 64 and channel = n % 64, element weight[n, k] is
 
-        fp32  packed[panel, k, channel]             shape (ceil(out / 64), in, 64)
-        bf16  packed[panel, k // 2, channel, k % 2]  shape (ceil(out / 64), ceil(in / 2), 64, 2)
+        fp32, fp16  packed[panel, k, channel]             shape (ceil(out / 64), in, 64)
+        bf16        packed[panel, k // 2, channel, k % 2]  shape (ceil(out / 64), ceil(in / 2), 64, 2)
 
     contiguous, with zeros for channels and k that the weight does not have. So 64 channels of one
-    k (fp32) or of a pair of k (bf16, the two side by side, even k first) are 256 bytes in a row.
+    k or of a pair of k (bf16, the two side by side, even k first) lie in a row.
 
     Args:
-        weight: (out_features, in_features), fp32 or bf16, any strides, as in torch.nn.Linear.
+        weight: (out_features, in_features), fp32, bf16 or fp16, any strides, as in torch.nn.Linear.
 
     Returns:
         packed, in the dtype of weight; its data is aligned to 64 bytes.
@@ -54,7 +54,7 @@ def unpack_weight(packed: torch.Tensor, out_features: int, in_features: int) -> 
     """The exact inverse of `pack_weight`.
 
     Args:
-        packed: what `pack_weight` gave for an (out_features, in_features) weight; fp32 or bf16.
+        packed: what `pack_weight` gave for an (out_features, in_features) weight; fp32, bf16 or fp16.
         out_features, in_features: the shape of that weight.
 
     Returns:
@@ -81,7 +81,7 @@ def packed_linear(
     a row's result is bit-identical whatever other rows x holds. The result is rounded once.
 
     Args:
-        x: (total_tokens, in_features), fp32 or bf16; rows may be strided.
+        x: (total_tokens, in_features), fp32, bf16 or fp16; rows may be strided.
         packed: `pack_weight` of the (out_features, in_features) weight, dtype of x.
         bias: (out_features,), dtype of x or fp32.
         out_features: rows of the weight (packed holds a multiple of 64).
@@ -112,7 +112,7 @@ def packed_linear_layer_norm(
     The sum stays in fp32 until it is normalised, and is bit-identical whatever other rows x holds.
 
     Args:
-        x: (total_tokens, in_features), fp32 or bf16; rows may be strided.
+        x: (total_tokens, in_features), fp32, bf16 or fp16; rows may be strided.
         packed: `pack_weight` of the (out_features, in_features) weight, dtype of x.
         bias: (out_features,), dtype of x or fp32.
         residual: (total_tokens, out_features), dtype of x; rows may be strided.

@@ -7,7 +7,7 @@ from torch.nn import functional
 from taut.formats import PANEL
 from taut.reference._check import check_choice, check_optional_tensor, check_tensor
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ACTIVATIONS = {
     "none": lambda x: x,
     "relu": torch.relu,
