@@ -40,6 +40,7 @@ INSTRUCTIONS = {
             r"MUFU\.EX2",
             r"MUFU\.LG2",
             r"MUFU\.TANH",
+            r"FMNMX\.NAN",
         ]
         + [r"MUFU\.RCP"]
     },

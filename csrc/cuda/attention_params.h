@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cuda/ptx/tensor_map.h"
+
 namespace taut {
 
 // ---- the plan
@@ -67,8 +69,15 @@ struct AttentionParams {
   uint32_t dropout_threshold;     // keep where the random word is at least this
   float keep_scale;
   uint32_t seed[2];
+  bool on_hopper;  // attention_hopper.cuh takes the items of the classes long and one
 };
 constexpr int32_t kNoWindow = 1 << 30;
+
+// For attention_hopper.cuh: boxes of 64 tokens of one head and 64 channels, swizzled by 128 bytes.
+struct HopperParams {
+  ptx::TensorMap q, k, v;
+  AttentionParams attention;
+};
 
 // A gradient to write, strides in elements.
 struct AttentionGradient {

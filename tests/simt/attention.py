@@ -47,6 +47,7 @@ Params = _structure(
     *_fields(ctypes.c_uint32, "dropout_threshold"),
     *_fields(_float, "keep_scale"),
     ("seed", ctypes.c_uint32 * 2),
+    *_fields(_bool, "on_hopper"),
 )
 BackwardParams = _structure(
     "BackwardParams",
@@ -95,8 +96,8 @@ def _memory(reads, writes):
     return memory
 
 
-def _call(name, *arguments, schedule, seed=1):
-    function = getattr(build.load("attention"), name)
+def _call(name, *arguments, schedule, seed=1, case="attention"):
+    function = getattr(build.load(case), name)
     arguments = [ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in arguments]
     build.call(function, *arguments, schedule, seed)
 
@@ -142,7 +143,8 @@ def _params(q, k, v, biases, cu_q, cu_k, plan, options):
     return p
 
 
-def forward(q, k, v, cu_q, cu_k, *options, biases=(None,) * 3, schedule=0, given_plan=None):
+def forward(q, k, v, cu_q, cu_k, *options, biases=(None,) * 3, schedule=0, given_plan=None,
+            on_hopper=False):  # fmt: skip
     """(out, logsumexp), as the op gives them; outputs start as a sentinel."""
     out = torch.full(q.shape, 77.0, dtype=q.dtype)
     logsumexp = torch.full((q.shape[1], q.shape[0]), 77.0)
@@ -153,6 +155,9 @@ def forward(q, k, v, cu_q, cu_k, *options, biases=(None,) * 3, schedule=0, given
     p.out, p.logsumexp = out.data_ptr(), logsumexp.data_ptr()
     reads = (q, k, v, cu_q, cu_k, items, *options[1:3], *biases)
     memory = _memory(reads, (out, logsumexp))
+    p.on_hopper = on_hopper
+    if on_hopper:
+        _call("forward_hopper", p, memory, KINDS[q.dtype], schedule=schedule, case="attention_hopper")
     _call("forward", p, memory, KINDS[q.dtype], schedule=schedule)
     return out, logsumexp
 

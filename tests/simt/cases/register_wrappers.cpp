@@ -74,6 +74,9 @@ __global__ void conversion_kernel(const Params p) {
   out[5] = to_tf32(low);
   out[6] = lop3<0x96>(in[0], in[1], in[2]);
   out[7] = lop3<(0xF0 & 0xCC) | (0xAA & ~0xF0)>(in[0], in[1], in[2]);
+  out[8] = __float_as_uint(max_nan(low, high));
+  out[9] = __float_as_uint(max_nan(low, NAN));
+  out[10] = __float_as_uint(max_nan(NAN, high));
 }
 
 float float_of(uint32_t bits) {
@@ -124,6 +127,8 @@ void check_conversions(int schedule, uint64_t seed) {
             lane, 5);
     require(r[6] == (x[0] ^ x[1] ^ x[2]), "lop3", lane, 6);
     require(r[7] == ((x[0] & x[1]) | (x[2] & ~x[0])), "lop3", lane, 7);
+    require(float_of(r[8]) == std::max(float_of(x[0]), float_of(x[1])), "max_nan", lane, 8);
+    require(std::isnan(float_of(r[9])) && std::isnan(float_of(r[10])), "max_nan", lane, 9);
   }
 }
 
