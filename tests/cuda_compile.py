@@ -15,6 +15,8 @@ from pathlib import Path
 
 from torch.utils import cpp_extension
 
+import sass
+
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "cuda"
 ARCHITECTURES = ("80", "90a", "100a")
@@ -44,6 +46,7 @@ class Kernel:
     spills: int  # bytes stored and loaded
     notes: list[str]  # codes of what ptxas had to do to wgmma, as C7512: serialized
     instructions: dict[str, int]  # by full name, as in HMMA.16816.F32.BF16
+    loops: list[dict[str, int]]  # of one turn of every innermost loop with matrix products
 
     def notable(self) -> dict[str, int]:
         """The instructions worth a table, under their names up to the first point."""
@@ -87,7 +90,7 @@ def architectures(source: Path) -> tuple[str, ...]:
 @cache
 def _inputs_key() -> bytes:
     headers = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cuh"))
-    digest = hashlib.sha256(Path(__file__).read_bytes())
+    digest = hashlib.sha256(Path(__file__).read_bytes() + Path(sass.__file__).read_bytes())
     digest.update(subprocess.run([find_nvcc(), "--version"], capture_output=True).stdout)
     for header in headers:
         digest.update(header.read_bytes())
@@ -116,16 +119,6 @@ def _ptxas(log: str) -> dict[str, tuple[int, int, int, list[str]]]:
     return kernels
 
 
-def _sass(listing: str) -> dict[str, Counter]:
-    """{mangled kernel: instructions by name} from `cuobjdump -sass`."""
-    kernels = {}
-    for part in listing.split("Function : ")[1:]:
-        name, _, body = part.partition("\n")
-        found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", body)
-        kernels[name.strip()] = Counter(found)
-    return kernels
-
-
 def run_nvcc(arguments: list) -> str:
     """What nvcc printed; fails with it."""
     run = subprocess.run([find_nvcc(), *arguments], capture_output=True, text=True)
@@ -150,9 +143,17 @@ def compile_source(source: Path, architecture: str) -> list[Kernel]:
             [find_cuobjdump(), "-sass", cubin], capture_output=True, text=True, check=True
         ).stdout
         cubin.unlink()
-        usage, instructions = _ptxas(log), _sass(listing)
+        usage, code = _ptxas(log), sass.functions(listing)
         plain = _demangle(list(usage))
-        kernels = [Kernel(plain[k], *usage[k], dict(instructions[k])) for k in usage]
+        kernels = [
+            Kernel(
+                plain[k],
+                *usage[k],
+                dict(Counter(i.name for i in code[k])),
+                [dict(loop) for loop in sass.product_loops(code[k])],
+            )
+            for k in usage
+        ]
         kernels.sort(key=lambda kernel: kernel.name)
         partial = cached.with_suffix(f".{os.getpid()}.json")
         partial.write_text(json.dumps([asdict(kernel) for kernel in kernels]))
