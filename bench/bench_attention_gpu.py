@@ -195,7 +195,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "taut": taut.__version__,
-        "native": last_cuda_variant("varlen_attention_qkvpacked") == "native",
+        "variant": last_cuda_variant("varlen_attention_qkvpacked"),
         "tokens": TOKENS,
         "heads": HEADS,
         "rows": rows,

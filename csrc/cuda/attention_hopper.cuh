@@ -187,38 +187,27 @@ __device__ __forceinline__ Flat<N> flat(float (&acc)[1][N][4]) {
 
 // Starts s = Q K^T, and with ALiBi + slope . key numbers, for a warpgroup's 64 rows.
 template <class S>
-__device__ __forceinline__ void start_scores(float (&s)[1][S::N][4], const uint8_t* q_rows,
-                                             const uint8_t* k_tile, const uint8_t* numbers,
-                                             const uint32_t (&slope)[4]) {
-  using ptx::Swizzle;
+__device__ __forceinline__ void start_scores(float (&s)[1][S::N][4], uint64_t q, uint64_t k,
+                                             uint64_t numbers, const uint32_t (&slope)[4]) {
   ptx::wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < S::D / 16; ++k) {
-    const int column = k / 4, within = k % 4 * 32;
-    const uint64_t a = ptx::matrix_descriptor(q_rows + column * S::kRows * 128 + within, 16, 1024,
-                                              Swizzle::bytes_128);
-    const uint64_t b = ptx::matrix_descriptor(k_tile + column * S::kKeys * 128 + within, 16, 1024,
-                                              Swizzle::bytes_128);
-    ptx::wgmma_ss<typename S::T>(flat(s), a, b, k > 0);
-  }
-  if constexpr (S::kScores == Scores::alibi)
-    ptx::wgmma_rs<bf16>(flat(s), slope, ptx::matrix_descriptor(numbers, 128, 256, Swizzle::none),
-                        true);
+  for (int i = 0; i < S::D / 16; ++i)
+    ptx::wgmma_ss<typename S::T>(
+        flat(s), ptx::descriptor_after(q, i / 4 * S::kRows * 128 + i % 4 * 32),
+        ptx::descriptor_after(k, i / 4 * S::kKeys * 128 + i % 4 * 32), i > 0);
+  if constexpr (S::kScores == Scores::alibi) ptx::wgmma_rs<bf16>(flat(s), slope, numbers, true);
   ptx::wgmma_commit();
 }
 
 // Starts o += weights V.
 template <class S>
 __device__ __forceinline__ void start_values(float (&o)[1][S::D / 8][4],
-                                             const uint32_t (&weights)[S::N / 2][4],
-                                             const uint8_t* v_tile) {
+                                             const uint32_t (&weights)[S::N / 2][4], uint64_t v) {
   ptx::wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < S::N / 2; ++k)
-    ptx::wgmma_rs<typename S::T, ptx::Major::mn>(
-        flat(o), weights[k],
-        ptx::matrix_descriptor(v_tile + k * 2048, S::kKeys * 128, 1024, ptx::Swizzle::bytes_128),
-        true);
+  for (int i = 0; i < S::N / 2; ++i)
+    ptx::wgmma_rs<typename S::T, ptx::Major::mn>(flat(o), weights[i],
+                                                 ptx::descriptor_after(v, i * 2048), true);
   ptx::wgmma_commit();
 }
 
@@ -234,15 +223,13 @@ __device__ __forceinline__ void write_key_numbers(uint8_t* numbers) {
   }
 }
 
-// A fragment whose rows hold `slope` in their first three channels, to 24 bits.
-__device__ __forceinline__ void set_slope(uint32_t (&a)[4], float slope) {
+// The word of an A fragment whose rows hold `slope` in their first three channels, to 24 bits.
+__device__ __forceinline__ uint32_t slope_word(float slope) {
   const int t = threadIdx.x % 4;
   const float high = ptx::to_float(ptx::from_float<bf16>(slope));
   const float middle = ptx::to_float(ptx::from_float<bf16>(slope - high));
-  const uint32_t first = ptx::pack<bf16>(high, middle);
-  const uint32_t second = ptx::pack<bf16>(slope - high - middle, 0.0f);
-  a[0] = a[1] = t == 0 ? first : t == 1 ? second : 0;
-  a[2] = a[3] = 0;
+  const float low = slope - high - middle;
+  return t == 0 ? ptx::pack<bf16>(high, middle) : t == 1 ? ptx::pack<bf16>(low, 0.0f) : 0;
 }
 
 template <class S>
@@ -280,8 +267,9 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
   if (group_row >= len_q) {  // nothing to compute: as if all had been read
     for (int key = unit.begin; key < unit.end; key += kKeys, place.advance()) {
       ptx::mbarrier_wait(barriers.k_full + place.stage, place.parity);
-      release(barriers.k_empty + place.stage);
       wait_last_values(place, key);
+      __syncwarp();  // every lane has seen the barriers before one lets them move on
+      release(barriers.k_empty + place.stage);
       release(barriers.v_empty + place.stage);
     }
     if (unit.begin < unit.end) release(barriers.q_empty);
@@ -303,23 +291,35 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
   }
   set_zero(o);
 
-  const float steepness = w.slope / p.scale;
-  bool inside;  // the tile whose scores were started last, and the slope in it per key
-  float sign;
+  using ptx::Swizzle;
+  const uint64_t q_rows =
+      ptx::matrix_descriptor(shared + S::kQ + group * 64 * 128, 16, 1024, Swizzle::bytes_128);
+  const uint64_t k_tiles = ptx::matrix_descriptor(shared + S::kK, 16, 1024, Swizzle::bytes_128);
+  const uint64_t v_tiles =
+      ptx::matrix_descriptor(shared + S::kV, kKeys * 128, 1024, Swizzle::bytes_128);
+  const uint64_t numbers = ptx::matrix_descriptor(shared + S::kNumbers, 128, 256, Swizzle::none);
+
+  // Tiles inside begin at a key of [inside_begin, inside_end]; with ALiBi, at the last one in front
+  // of the diagonal or before, or at the first one behind it or later.
+  const int diagonal = group_row + w.shift;  // the key at distance 0 from the warpgroup's first row
+  const int inside_begin = diagonal + 63 - p.window_left;
+  const int inside_end = least(diagonal + p.window_right, len_k - 1) - (kKeys - 1);
+  const int in_front = diagonal - (kKeys - 1), behind = diagonal + 63;
+  const float scale = p.scale * kLog2E, bend = w.slope * kLog2E;
+  const uint32_t rising = slope_word(w.slope / p.scale);  // in front of the diagonal
+  bool inside, rises;                                     // of the tile last started
   const auto start = [&](int key) {
-    const int distance = group_row + w.shift - key;  // of the warpgroup's first row and the key
-    const int nearest = distance - (kKeys - 1), farthest = distance + 63;
-    inside = key + kKeys <= len_k && nearest >= -p.window_right && farthest <= p.window_left;
+    rises = key <= in_front;
+    const bool crosses = S::kScores == Scores::alibi && !rises && key < behind;
+    inside = is_uniform(key >= inside_begin && key <= inside_end && !crosses);
     if constexpr (S::kScores == Scores::alibi) {
-      inside = inside && (nearest >= 0 || farthest <= 0);
-      sign = !inside ? 0.0f : nearest >= 0 ? steepness : -steepness;
-      set_slope(slope, sign);
+      slope[0] = slope[1] = !inside ? 0 : rises ? rising : rising ^ 0x80008000u;
+      slope[2] = slope[3] = 0;
       ptx::hold_registers(slope);
     }
-    inside = is_uniform(inside);
     ptx::mbarrier_wait(barriers.k_full + place.stage, place.parity);
-    start_scores<S>(s, shared + S::kQ + group * 64 * 128, shared + S::kK + place.stage * S::kTile,
-                    shared + S::kNumbers, slope);
+    start_scores<S>(s, q_rows, ptx::descriptor_after(k_tiles, place.stage * S::kTile), numbers,
+                    slope);
   };
   // The scores of the tile of `key` have come -> weights.
   const auto weigh = [&](int key) {
@@ -327,17 +327,19 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
     release(barriers.k_empty + place.stage);
     if (key + kKeys >= unit.end) release(barriers.q_empty);
     const int distance = w.row + w.shift - key;
-    float scale = 1.0f, shift[1][2] = {{0.0f, 0.0f}};
+    float factor = 1.0f, shift[1][2] = {{0.0f, 0.0f}};
     if (inside) {
-      scale = p.scale * kLog2E;
+      factor = scale;
       if constexpr (S::kScores == Scores::alibi) {
-        shift[0][0] = -sign * scale * (distance + lane / 4);
-        shift[0][1] = -sign * scale * (distance + lane / 4 + 8);
+        const float falls = rises ? -bend : bend;
+        shift[0][0] = falls * (distance + lane / 4);
+        shift[0][1] = fmaf(falls, 8.0f, shift[0][0]);
       }
     } else {
       edge_scores<S>(s, p, w, distance, len_k - key);
     }
-    online_softmax<S>(s, state, shrink, scale, shift);
+    online_softmax<S>(s, state, shrink, factor, shift);
+    ptx::hold_registers(flat(s));  // now, while V is under way
   };
   const auto pack_weights = [&] {
 #pragma unroll
@@ -358,19 +360,25 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
     for (; key < unit.end; key += kKeys) {
       start(key);
       wait_values(values);
-      start_values<S>(o, weights, shared + S::kV + values.stage * S::kTile);
+      start_values<S>(o, weights, ptx::descriptor_after(v_tiles, values.stage * S::kTile));
       ptx::wgmma_wait<1>();
       weigh(key);
-      ptx::wgmma_wait<0>();
-      ptx::hold_registers(flat(o));
+      // Two places to wait, as ptxas moves a single one in front of the softmax.
+      if (any_shrinks(shrink)) {
+        ptx::wgmma_wait<0>();
+        ptx::hold_registers(flat(o));
+        scale_rows(o, shrink);
+      } else {
+        ptx::wgmma_wait<0>();
+        ptx::hold_registers(flat(o));
+      }
       release(barriers.v_empty + values.stage);
-      if (any_shrinks(shrink)) scale_rows(o, shrink);
       pack_weights();
       values = place;
       place.advance();
     }
     wait_last_values(values, key - kKeys);
-    start_values<S>(o, weights, shared + S::kV + values.stage * S::kTile);
+    start_values<S>(o, weights, ptx::descriptor_after(v_tiles, values.stage * S::kTile));
     ptx::wgmma_wait<0>();
     ptx::hold_registers(flat(o));
     release(barriers.v_empty + values.stage);

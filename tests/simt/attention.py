@@ -157,7 +157,9 @@ def forward(q, k, v, cu_q, cu_k, *options, biases=(None,) * 3, schedule=0, given
     memory = _memory(reads, (out, logsumexp))
     p.on_hopper = on_hopper
     if on_hopper:
-        _call("forward_hopper", p, memory, KINDS[q.dtype], schedule=schedule, case="attention_hopper")
+        _call(
+            "forward_hopper", p, memory, KINDS[q.dtype], schedule=schedule, case="attention_hopper"
+        )
     _call("forward", p, memory, KINDS[q.dtype], schedule=schedule)
     return out, logsumexp
 
