@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -22,7 +21,7 @@ OUTPUT = ROOT / "build" / "cuda"
 ARCHITECTURES = ("80", "90a", "100a")
 # The kernels of attention take minutes: of the forward ones those of one dtype are compiled here, of
 # the backward ones none.
-KERNELS = ("attention_forward_bf16", "attention_plan")
+KERNELS = ("attention_forward_bf16", "attention_forward_bf16_sm90a", "attention_plan")
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -47,6 +46,7 @@ class Kernel:
     notes: list[str]  # codes of what ptxas had to do to wgmma, as C7512: serialized
     instructions: dict[str, int]  # by full name, as in HMMA.16816.F32.BF16
     loops: list[dict[str, int]]  # of one turn of every innermost loop with matrix products
+    hidden: list[dict[str, int]]  # of those, what runs between the last wgmma and the wait for it
 
     def notable(self) -> dict[str, int]:
         """The instructions worth a table, under their names up to the first point."""
@@ -144,13 +144,15 @@ def compile_source(source: Path, architecture: str) -> list[Kernel]:
         ).stdout
         cubin.unlink()
         usage, code = _ptxas(log), sass.functions(listing)
+        turns = {k: sass.product_loops(code[k]) for k in usage}
         plain = _demangle(list(usage))
         kernels = [
             Kernel(
                 plain[k],
                 *usage[k],
-                dict(Counter(i.name for i in code[k])),
-                [dict(loop) for loop in sass.product_loops(code[k])],
+                sass.count(code[k]),
+                [sass.count(turn) for turn in turns[k]],
+                [sass.count(sass.under_products(turn)) for turn in turns[k]],
             )
             for k in usage
         ]

@@ -36,8 +36,8 @@ def functions(listing: str) -> dict[str, list[Instruction]]:
     return found
 
 
-def product_loops(code: list[Instruction]) -> list[Counter]:
-    """What one turn of every innermost loop with matrix products executes, by full name.
+def product_loops(code: list[Instruction]) -> list[list[Instruction]]:
+    """One turn of every innermost loop with matrix products.
 
     Of the ways through a loop the one counted has the most products, of those the most copies to
     shared memory, of those the fewest instructions, and enters no loop inside: the usual turn.
@@ -45,6 +45,20 @@ def product_loops(code: list[Instruction]) -> list[Counter]:
     blocks, following = _blocks(code)
     loops = _product_loops(blocks, following, set(blocks))
     return [_usual_turn(blocks, following, *loop) for loop in loops]
+
+
+def count(instructions: list[Instruction]) -> dict[str, int]:
+    """How often each is there, by full name."""
+    return dict(Counter(i.name for i in instructions))
+
+
+def under_products(turn: list[Instruction]) -> list[Instruction]:
+    """Of a turn with wgmma, what follows the last product before the wait for it."""
+    last = max(i for i, instruction in enumerate(turn) if PRODUCT.match(instruction.name))
+    for i, instruction in enumerate(turn[last:], last):
+        if instruction.name == "WARPGROUP.DEPBAR.LE" and instruction.operands.endswith(" 0x0"):
+            return turn[last + 1 : i]
+    return []
 
 
 def _blocks(code):
@@ -132,8 +146,8 @@ def _usual_turn(blocks, following, header, nodes):
         if options:
             (products, copies, cost), successor = max(options, key=lambda option: option[0])
             ways[node] = (products + worth[0], copies + worth[1], cost - len(own)), successor
-    counted, node = Counter(), header
+    turn, node = [], header
     while node is not None:
-        counted.update(i.name for i in blocks[node])
+        turn += blocks[node]
         node = ways[node][1]
-    return counted
+    return turn
