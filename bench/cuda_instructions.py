@@ -12,7 +12,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 import cuda_compile  # noqa: E402
 from cuda_kernels import nvcc_version  # noqa: E402
 
-SOURCES = ("attention_forward_bf16", "attention_backward_bf16")
+SOURCES = (
+    "attention_forward_bf16",
+    "attention_forward_bf16_sm90a",
+    "attention_backward_bf16",
+)
 HEADER = """# Instructions per score
 
 Written by `bench/cuda_instructions.py` with nvcc {version}; no GPU is involved. One turn of a
@@ -85,17 +89,17 @@ def turns(kernel: cuda_compile.Kernel, architecture: str) -> list[Turn]:
     """The longest loop of each kind in one kernel; none unless its scores are plain or ALiBi's."""
     if not (name := NAME.match(kernel.name)):
         return []
-    head_dim, found = int(name[3].split(",")[0]), {}
+    (head_dim, *_), has_slopes, found = map(int, name[3].split(",")), name[4] == "1", {}
     for loop in kernel.loops:
-        work = multiply_adds(loop) / head_dim
-        products = 2 if name[2] == "Forward" else round(work / loop["MUFU.EX2"])
-        kind = "forward" if name[2] == "Forward" else {3: "queries"}.get(products, "keys")
+        # On Hopper, ALiBi is 16 more channels in one of the two products.
+        channels = head_dim + (8 if name[2] == "Hopper" and has_slopes else 0)
+        work = multiply_adds(loop) / channels
+        products = 2 if name[2] != "Backward" else round(work / loop["MUFU.EX2"])
+        kind = "forward" if name[2] != "Backward" else {3: "queries"}.get(products, "keys")
         scores, counts = work / products, dict.fromkeys(CLASSES, 0.0)
         for instruction, n in loop.items():
             counts[classify(instruction)] += n / scores
-        turn = Turn(
-            name[1], architecture, kind, name[3], name[4] == "1", FLOORS[kind], scores, counts
-        )
+        turn = Turn(name[1], architecture, kind, name[3], has_slopes, FLOORS[kind], scores, counts)
         found[kind] = max(turn, found.get(kind, turn), key=Turn.beside_products)
     return list(found.values())
 
@@ -103,9 +107,8 @@ def turns(kernel: cuda_compile.Kernel, architecture: str) -> list[Turn]:
 def all_turns() -> list[Turn]:
     """Of every architecture."""
     found = []
-    for architecture in cuda_compile.ARCHITECTURES:
-        for source in SOURCES:
-            path = ROOT / f"csrc/cuda/{source}.cu"
+    for path in (ROOT / f"csrc/cuda/{source}.cu" for source in SOURCES):
+        for architecture in cuda_compile.architectures(path):
             for kernel in cuda_compile.compile_source(path, architecture):
                 found += turns(kernel, architecture)
     return found

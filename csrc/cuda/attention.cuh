@@ -31,9 +31,6 @@ struct ForwardShape {
   static constexpr int kSharedBytes = (kRows + 2 * kKeys) * kPitch<D> * 2;
   // Blocks per multiprocessor that registers must allow.
   static constexpr int kBlocks = M == 1 && D <= 64 && kScores == Scores::plain ? 3 : 1;
-
-  // Of a score in columns 8 n to 8 n + 7.
-  static __device__ __forceinline__ float exp2(float x, int) { return ptx::exp2_approx(x); }
 };
 
 // A row's largest score and the sum of its weights so far, in units of log2.
@@ -96,8 +93,8 @@ __device__ __forceinline__ void online_softmax(float (&s)[S::M][S::N][4], RowSta
       float sum = state.sum[m][r] * shrink[m][r];
 #pragma unroll
       for (int n = 0; n < S::N; ++n) {
-        s[m][n][2 * r] = S::exp2(fmaf(s[m][n][2 * r], scale, offset), n);
-        s[m][n][2 * r + 1] = S::exp2(fmaf(s[m][n][2 * r + 1], scale, offset), n);
+        s[m][n][2 * r] = ptx::exp2_approx(fmaf(s[m][n][2 * r], scale, offset));
+        s[m][n][2 * r + 1] = ptx::exp2_approx(fmaf(s[m][n][2 * r + 1], scale, offset));
         sum += s[m][n][2 * r] + s[m][n][2 * r + 1];
       }
       state.sum[m][r] = sum;
@@ -164,44 +161,6 @@ __device__ __forceinline__ void store_rows(T* tile, const float (&o)[M][D / 8][4
       *reinterpret_cast<uint4*>(out + row * token_stride + column) =
           *reinterpret_cast<const uint4*>(tile + row * kPitch<D> + column);
   }
-}
-
-// The lanes' shares of sums -> whole sums; the logsumexp of a row without keys is not used.
-template <int M>
-__device__ __forceinline__ void finish_sums(RowState<M>& state, float (&logsumexp)[M][2]) {
-#pragma unroll
-  for (int i = 0; i < 2 * M; ++i) {
-    float& sum = state.sum[i / 2][i % 2];
-    sum = row_sum(sum);
-    const float largest = state.largest[i / 2][i % 2];
-    logsumexp[i / 2][i % 2] = sum == 0.0f ? 0.0f : largest + ptx::log2_approx(sum);
-  }
-}
-
-// Writes a warp's rows of the output and of the logsumexp; `tile` is as in store_rows.
-template <class S>
-__device__ __forceinline__ void finish_rows(const AttentionParams& p, const Sequence& sequence,
-                                            const WarpRows& w, float (&o)[S::M][S::D / 8][4],
-                                            const RowState<S::M>& state,
-                                            const float (&logsumexp)[S::M][2],
-                                            typename S::T* tile) {
-  using T = typename S::T;
-  const bool clips = S::kScores == Scores::all && p.clip;
-  const int lane = threadIdx.x % 32, rows = sequence.len_q - w.row;
-  const int64_t token = int64_t{sequence.begin_q} + w.row;
-  float factor[S::M][2];
-#pragma unroll
-  for (int i = 0; i < 2 * S::M; ++i) {
-    const float sum = state.sum[i / 2][i % 2];
-    const int row = i / 2 * 16 + lane / 4 + i % 2 * 8;
-    factor[i / 2][i % 2] = sum == 0.0f ? 0.0f : clips ? 1.0f : 1.0f / sum;
-    if (lane % 4 == 0 && row < rows)
-      p.logsumexp[int64_t{w.head} * p.total_q + token + row] =
-          sum == 0.0f ? -kInfinity : logsumexp[i / 2][i % 2] * kLn2;
-  }
-  scale_rows(o, factor);
-  T* out = static_cast<T*>(p.out) + (token * p.heads + w.head) * p.head_dim;
-  store_rows<T, S::D, S::M>(tile, o, out, int64_t{p.heads} * p.head_dim, rows, p.head_dim);
 }
 
 // One item: rows from first_row on of `head`, or all rows of 64 >> log2_rows heads from `head` on.
@@ -359,11 +318,34 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
         }
       }
     }
-    if (pass == 0) finish_sums(state, logsumexp);
+#pragma unroll
+    for (int i = 0; i < 2 * M; ++i) {
+      float& sum = state.sum[i / 2][i % 2];
+      if (pass == 0) sum = row_sum(sum);
+      const float largest = state.largest[i / 2][i % 2];
+      logsumexp[i / 2][i % 2] = sum == 0.0f ? 0.0f : largest + ptx::log2_approx(sum);
+    }
     if (clips) __syncthreads();  // the next pass loads K and V anew
   }
 
-  if (busy) finish_rows<S>(p, sequence, w, o, state, logsumexp, q_tile + warp_row * kPitch<D>);
+  if (busy) {
+    const int rows = len_q - w.row;
+    const int64_t token = int64_t{sequence.begin_q} + w.row;
+    float factor[M][2];
+#pragma unroll
+    for (int i = 0; i < 2 * M; ++i) {
+      const float sum = state.sum[i / 2][i % 2];
+      const int row = i / 2 * 16 + lane / 4 + i % 2 * 8;
+      factor[i / 2][i % 2] = sum == 0.0f ? 0.0f : clips ? 1.0f : 1.0f / sum;
+      if (lane % 4 == 0 && row < rows)
+        p.logsumexp[int64_t{w.head} * p.total_q + token + row] =
+            sum == 0.0f ? -kInfinity : logsumexp[i / 2][i % 2] * kLn2;
+    }
+    scale_rows(o, factor);
+    T* out = static_cast<T*>(p.out) + (token * p.heads + w.head) * p.head_dim;
+    store_rows<T, D, M>(q_tile + warp_row * kPitch<D>, o, out, int64_t{p.heads} * p.head_dim, rows,
+                        p.head_dim);
+  }
   __syncthreads();  // the next item writes over the tiles
 }
 

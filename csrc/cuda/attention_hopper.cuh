@@ -10,28 +10,16 @@
 // scores, the weights of the tile before meet V; and the other warpgroup is anywhere in between.
 //
 // ALiBi inside tiles (see attention.cuh) is one more product: 16 more channels, in which the rows
-// of Q hold the slope, as a sum of three bf16, and the rows of K their own number.
+// of Q hold the slope and the rows of K their own number, and one number per row.
 #pragma once
 #include "cuda/attention.cuh"
+#include "cuda/attention_softmax.cuh"
 #include "cuda/ptx/barrier.h"
 #include "cuda/ptx/mbarrier.h"
 #include "cuda/ptx/tma.h"
 #include "cuda/ptx/wgmma.h"
 
 namespace taut {
-
-// 2^x for x <= 127 by multiply-adds, relative error below 2^-18, exactly 1 at 0; 0 from -127 down.
-// The logsumexp is why it has this degree: 3 would be enough for 16-bit weights.
-__device__ __forceinline__ float exp2_by_fma(float x) {
-  constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23: a sum with it is rounded to a whole number
-  x = ptx::max_nan(x, -127.0f);
-  const float whole = x + kWhole, rest = x - (whole - kWhole);
-  float slope = fmaf(0.00958285317f, rest, 0.055906425f);
-  slope = fmaf(slope, rest, 0.240240986f);
-  slope = fmaf(slope, rest, 0.693124193f);
-  const float power = __uint_as_float((__float_as_uint(whole) << 23) + 0x3f800000u);
-  return fmaf(slope * rest, power, power);
-}
 
 // WARPGROUPS compute: 2 on items of long sequences, 1 on those of the class one.
 template <class T_, int D_, int WARPGROUPS, Scores kScores_>
@@ -58,8 +46,9 @@ struct HopperShape {
   static constexpr int kBarriers = kNumbers + (kScores == Scores::alibi ? kKeys * 32 : 0);
   static constexpr int kSharedBytes = kBarriers + (2 + 4 * kStages) * 8;
 
-  // At D = 64 the products of a tile of 64 x 128 scores take the tensor cores 512 cycles and its
-  // exponentials as many: one of 8 goes to multiply-adds. At 128 there is time.
+  // Of a score in columns 8 n to 8 n + 7. At D = 64 the products of a tile of 64 x 128 scores take
+  // the tensor cores 512 cycles and its exponentials as many: one of 8 goes to multiply-adds. At
+  // 128 there is time.
   static __device__ __forceinline__ float exp2(float x, int n) {
     return D == 64 && n % 8 == 7 ? exp2_by_fma(x) : ptx::exp2_approx(x);
   }
@@ -185,7 +174,7 @@ __device__ __forceinline__ Flat<N> flat(float (&acc)[1][N][4]) {
   return reinterpret_cast<Flat<N>>(acc);
 }
 
-// Starts s = Q K^T, and with ALiBi + slope . key numbers, for a warpgroup's 64 rows.
+// Starts s = Q K^T, and with ALiBi + slope . numbers, for a warpgroup's 64 rows.
 template <class S>
 __device__ __forceinline__ void start_scores(float (&s)[1][S::N][4], uint64_t q, uint64_t k,
                                              uint64_t numbers, const uint32_t (&slope)[4]) {
@@ -211,26 +200,34 @@ __device__ __forceinline__ void start_values(float (&o)[1][S::D / 8][4],
   ptx::wgmma_commit();
 }
 
-// What start_scores needs of ALiBi beside the slope: row r of the tile holds r in its first three
-// of 16 channels, for the three numbers that the slope is the sum of.
+// ALiBi inside tiles: row r of the tile of numbers holds r in channels 0 to 2 and r - (kKeys - 1)
+// in 3 to 5, the distance from the key nearest to the diagonal on either side of it, so that the
+// nearest keys, which weigh most, get the smallest numbers.
 template <class S>
 __device__ __forceinline__ void write_key_numbers(uint8_t* numbers) {
   for (int i = threadIdx.x; i < S::kKeys * 2; i += S::kThreads) {
     const int row = i / 2, half = i % 2;
-    const float number = half == 0 ? row : 0;
+    const float first = half == 0 ? row : 0, last = half == 0 ? row - (S::kKeys - 1) : 0;
     *reinterpret_cast<uint4*>(numbers + row / 8 * 256 + half * 128 + row % 8 * 16) =
-        make_uint4(ptx::pack<bf16>(number, number), ptx::pack<bf16>(number, 0.0f), 0, 0);
+        make_uint4(ptx::pack<bf16>(first, first), ptx::pack<bf16>(first, last),
+                   ptx::pack<bf16>(last, last), 0);
   }
 }
 
-// The word of an A fragment whose rows hold `slope` in their first three channels, to 24 bits.
-__device__ __forceinline__ uint32_t slope_word(float slope) {
-  const int t = threadIdx.x % 4;
-  const float high = ptx::to_float(ptx::from_float<bf16>(slope));
-  const float middle = ptx::to_float(ptx::from_float<bf16>(slope - high));
-  const float low = slope - high - middle;
-  return t == 0 ? ptx::pack<bf16>(high, middle) : t == 1 ? ptx::pack<bf16>(low, 0.0f) : 0;
-}
+// The words of A fragments whose rows meet those numbers with the slope, a sum of three bf16: in
+// front of the diagonal scores rise by it per key, behind they fall.
+struct SlopeWords {
+  uint32_t rising, falling;
+
+  __device__ __forceinline__ explicit SlopeWords(float slope) {
+    const int t = threadIdx.x % 4;
+    const float high = ptx::to_float(ptx::from_float<bf16>(slope));
+    const float middle = ptx::to_float(ptx::from_float<bf16>(slope - high));
+    const float low = slope - high - middle;
+    rising = t == 1 ? ptx::pack<bf16>(0.0f, high) : t == 2 ? ptx::pack<bf16>(middle, low) : 0;
+    falling = t == 0 ? ptx::pack<bf16>(-high, -middle) : t == 1 ? ptx::pack<bf16>(-low, 0.0f) : 0;
+  }
+};
 
 template <class S>
 __device__ __forceinline__ void compute_unit(const AttentionParams& p, const HopperUnit& unit,
@@ -281,14 +278,9 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
   w.row = group_row + warp % 4 * 16;
   w.shift = len_k - len_q;
   w.slope = slope_of(p, unit.sequence.index, unit.head);
-  RowState<1> state;
+  RowSums sums{{kNoBase, kNoBase}, {0.0f, 0.0f}};
   float s[1][N][4], o[1][D / 8][4], shrink[1][2];
   uint32_t weights[N / 2][4], slope[4];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    state.largest[0][r] = -kInfinity;
-    state.sum[0][r] = 0.0f;
-  }
   set_zero(o);
 
   using ptx::Swizzle;
@@ -306,14 +298,14 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
   const int inside_end = least(diagonal + p.window_right, len_k - 1) - (kKeys - 1);
   const int in_front = diagonal - (kKeys - 1), behind = diagonal + 63;
   const float scale = p.scale * kLog2E, bend = w.slope * kLog2E;
-  const uint32_t rising = slope_word(w.slope / p.scale);  // in front of the diagonal
-  bool inside, rises;                                     // of the tile last started
+  const SlopeWords words(w.slope / p.scale);
+  bool inside, rises;  // of the tile last started; rises: it is in front of the diagonal
   const auto start = [&](int key) {
     rises = key <= in_front;
     const bool crosses = S::kScores == Scores::alibi && !rises && key < behind;
     inside = is_uniform(key >= inside_begin && key <= inside_end && !crosses);
     if constexpr (S::kScores == Scores::alibi) {
-      slope[0] = slope[1] = !inside ? 0 : rises ? rising : rising ^ 0x80008000u;
+      slope[0] = slope[1] = !inside ? 0 : rises ? words.rising : words.falling;
       slope[2] = slope[3] = 0;
       ptx::hold_registers(slope);
     }
@@ -321,25 +313,27 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
     start_scores<S>(s, q_rows, ptx::descriptor_after(k_tiles, place.stage * S::kTile), numbers,
                     slope);
   };
-  // The scores of the tile of `key` have come -> weights.
+  // The scores of the tile of `key` have come -> weights; what move_bases says.
   const auto weigh = [&](int key) {
     ptx::hold_registers(flat(s));
     release(barriers.k_empty + place.stage);
     if (key + kKeys >= unit.end) release(barriers.q_empty);
     const int distance = w.row + w.shift - key;
-    float factor = 1.0f, shift[1][2] = {{0.0f, 0.0f}};
+    float factor = 1.0f, shift[2] = {0.0f, 0.0f}, offset[2];
     if (inside) {
       factor = scale;
       if constexpr (S::kScores == Scores::alibi) {
-        const float falls = rises ? -bend : bend;
-        shift[0][0] = falls * (distance + lane / 4);
-        shift[0][1] = fmaf(falls, 8.0f, shift[0][0]);
+        const float per_row = rises ? -bend : bend;
+        shift[0] = per_row * (distance + lane / 4 - (rises ? kKeys - 1 : 0));
+        shift[1] = fmaf(per_row, 8.0f, shift[0]);
       }
     } else {
       edge_scores<S>(s, p, w, distance, len_k - key);
     }
-    online_softmax<S>(s, state, shrink, factor, shift);
+    const bool moved = move_bases<S>(s, sums, offset, shrink, factor, shift);
+    weigh_scores<S>(s, sums, factor, offset);
     ptx::hold_registers(flat(s));  // now, while V is under way
+    return moved;
   };
   const auto pack_weights = [&] {
 #pragma unroll
@@ -362,9 +356,8 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
       wait_values(values);
       start_values<S>(o, weights, ptx::descriptor_after(v_tiles, values.stage * S::kTile));
       ptx::wgmma_wait<1>();
-      weigh(key);
       // Two places to wait, as ptxas moves a single one in front of the softmax.
-      if (any_shrinks(shrink)) {
+      if (weigh(key)) {
         ptx::wgmma_wait<0>();
         ptx::hold_registers(flat(o));
         scale_rows(o, shrink);
@@ -383,10 +376,23 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
     ptx::hold_registers(flat(o));
     release(barriers.v_empty + values.stage);
   }
-  float logsumexp[1][2];
-  finish_sums(state, logsumexp);
-  T* tile = reinterpret_cast<T*>(shared + S::kOut) + warp * 16 * kPitch<D>;
-  finish_rows<S>(p, unit.sequence, w, o, state, logsumexp, tile);
+
+  const int rows = len_q - w.row;
+  const int64_t token = int64_t{unit.sequence.begin_q} + w.row;
+  float factor[1][2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float sum = row_sum(sums.sum[r]);
+    const int row = lane / 4 + r * 8;
+    factor[0][r] = sum == 0.0f ? 0.0f : 1.0f / sum;
+    if (lane % 4 == 0 && row < rows)
+      p.logsumexp[int64_t{w.head} * p.total_q + token + row] =
+          (sums.base[r] + ptx::log2_approx(sum)) * kLn2;  // -inf without keys
+  }
+  scale_rows(o, factor);
+  store_rows<T, D, 1>(reinterpret_cast<T*>(shared + S::kOut) + warp * 16 * kPitch<D>, o,
+                      static_cast<T*>(p.out) + (token * p.heads + w.head) * p.head_dim,
+                      int64_t{p.heads} * p.head_dim, rows, p.head_dim);
 }
 
 template <class S>

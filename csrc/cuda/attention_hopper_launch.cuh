@@ -26,25 +26,32 @@ void launch_hopper_kernels(const HopperParams& h, const Launch& launch) {
          units, h);
 }
 
-// `encode(data, sizes, strides, box)` makes the map of a tensor with three dimensions of 16-bit
-// elements, from the innermost out, strides in bytes; boxes are swizzled by 128 bytes.
+// `encode(map, data, sizes, strides, box)` makes the map of a tensor with three dimensions of
+// 16-bit elements, from the innermost out, strides in bytes, whose boxes are swizzled by 128 bytes.
+// Whether it can.
 template <class Encode>
-ptx::TensorMap map_of(const AttentionRows& rows, int tokens, int heads, int head_dim,
-                      const Encode& encode) {
+bool make_map(ptx::TensorMap& map, const AttentionRows& rows, int tokens, int heads, int head_dim,
+              const Encode& encode) {
   const uint64_t sizes[3] = {static_cast<uint64_t>(head_dim), static_cast<uint64_t>(heads),
                              static_cast<uint64_t>(tokens)};
   const uint64_t strides[2] = {2 * static_cast<uint64_t>(rows.head_stride),
                                2 * static_cast<uint64_t>(rows.token_stride)};
   const uint32_t box[3] = {64, 1, 64};
-  return encode(rows.data, sizes, strides, box);
+  return encode(map, rows.data, sizes, strides, box);
 }
 
-// The classes long and one of a call that hopper_serves.
+// Launches what the Hopper kernels do of a call, the items of the classes long and one; false, and
+// no launch, if they do not serve it or its tensors have no maps.
 template <class T, class Launch, class Encode>
-void launch_attention_hopper(const AttentionParams& p, const Launch& launch, const Encode& encode) {
-  const HopperParams h{map_of(p.q, p.total_q, p.heads, p.head_dim, encode),
-                       map_of(p.k, p.total_k, p.heads / p.group, p.head_dim, encode),
-                       map_of(p.v, p.total_k, p.heads / p.group, p.head_dim, encode), p};
+bool launch_attention_hopper(const AttentionParams& p, const Launch& launch, const Encode& encode) {
+  if (!hopper_serves(p)) return false;
+  HopperParams h{};
+  h.attention = p;
+  const int heads_kv = p.heads / p.group;
+  if (!make_map(h.q, p.q, p.total_q, p.heads, p.head_dim, encode) ||
+      !make_map(h.k, p.k, p.total_k, heads_kv, p.head_dim, encode) ||
+      !make_map(h.v, p.v, p.total_k, heads_kv, p.head_dim, encode))
+    return false;
   const bool has_alibi = p.alibi_slopes != nullptr;
   if (p.head_dim <= 64)
     has_alibi ? launch_hopper_kernels<T, 64, Scores::alibi>(h, launch)
@@ -52,6 +59,7 @@ void launch_attention_hopper(const AttentionParams& p, const Launch& launch, con
   else
     has_alibi ? launch_hopper_kernels<T, 128, Scores::alibi>(h, launch)
               : launch_hopper_kernels<T, 128, Scores::plain>(h, launch);
+  return true;
 }
 
 }  // namespace taut

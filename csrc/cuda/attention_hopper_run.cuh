@@ -8,9 +8,7 @@ namespace taut {
 
 template <class T>
 bool run_attention_hopper(const AttentionParams& p, int32_t device, cudaStream_t stream) {
-  if (!hopper_serves(p)) return false;
-  launch_attention_hopper<T>(p, PersistentLaunch{device, stream}, encode_tensor_map);
-  return true;
+  return launch_attention_hopper<T>(p, PersistentLaunch{device, stream}, encode_tensor_map);
 }
 
 }  // namespace taut

@@ -10,9 +10,9 @@
 namespace taut {
 
 // Of a tensor with three dimensions of 16-bit elements, from the innermost out, strides in bytes.
-// Boxes are swizzled by 128 bytes.
-inline ptx::TensorMap encode_tensor_map(const void* data, const uint64_t (&sizes)[3],
-                                        const uint64_t (&strides)[2], const uint32_t (&box)[3]) {
+// Boxes are swizzled by 128 bytes. False if the driver has no such function or refuses.
+inline bool encode_tensor_map(ptx::TensorMap& map, const void* data, const uint64_t (&sizes)[3],
+                              const uint64_t (&strides)[2], const uint32_t (&box)[3]) {
   static const auto encode = [] {
     void* found = nullptr;
     cudaDriverEntryPointQueryResult status;
@@ -21,18 +21,16 @@ inline ptx::TensorMap encode_tensor_map(const void* data, const uint64_t (&sizes
                     "cuTensorMapEncodeTiled");
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
   }();
-  const cuuint32_t every[3] = {1, 1, 1};
-  CUtensorMap map;
-  const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, const_cast<void*>(data), sizes, strides, box,
-             every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS)
-    throw std::runtime_error("cuTensorMapEncodeTiled: error " + std::to_string(result));
-  ptx::TensorMap opaque;
-  static_assert(sizeof map == sizeof opaque, "a TensorMap is a CUtensorMap");
-  std::memcpy(&opaque, &map, sizeof map);
-  return opaque;
+  const uint32_t every[3] = {1, 1, 1};
+  CUtensorMap encoded;
+  if (encode == nullptr ||
+      encode(&encoded, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, const_cast<void*>(data), sizes, strides,
+             box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
+    return false;
+  static_assert(sizeof map == sizeof encoded, "a TensorMap is a CUtensorMap");
+  std::memcpy(&map, &encoded, sizeof map);
+  return true;
 }
 
 }  // namespace taut
