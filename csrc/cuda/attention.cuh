@@ -14,9 +14,6 @@
 
 namespace taut {
 
-// What scores may have beside limits on the distance.
-enum class Scores { plain, alibi, all };
-
 template <class T_, int D_, int WARPS, int M_, Scores kScores_>
 struct ForwardShape {
   using T = T_;
@@ -24,8 +21,8 @@ struct ForwardShape {
   static constexpr Scores kScores = kScores_;
   static constexpr int kThreads = 32 * WARPS, kRows = 16 * M * WARPS;
   static constexpr int kKeys = D > 128 ? 32 : 64, N = kKeys / 8;
-  // Steps of 16 channels of Q that stay in registers: what fits beside the rest.
-  static constexpr int kHeldQ = D > 64 ? 0 : M > 1 && kScores == Scores::alibi ? 2 : D / 16;
+  // Steps of 16 channels of Q that stay in registers, where there are enough.
+  static constexpr int kHeldQ = D > 64 || (M > 1 && kScores == Scores::alibi) ? 0 : D / 16;
   static constexpr bool kPacksHeads = kRows == kKeys;  // tiles of several heads
   static constexpr int kSharedBytes = (kRows + 2 * kKeys) * kPitch<D> * 2;
   // Blocks per multiprocessor that registers must allow.
@@ -81,11 +78,11 @@ __device__ __forceinline__ void scale_rows(float (&o)[M][D][4], const float (&fa
     o[i / 4 / D][i / 4 % D][i % 4] *= factor[i / 4 / D][i % 4 / 2];
 }
 
-// x = scale * s + shift (a number per row) -> weights; `o` follows the rows' bases.
+// x = scale * s + shift (a number per 16 rows) -> weights; `o` follows the rows' bases.
 template <class S>
 __device__ __forceinline__ void online_softmax(float (&s)[S::M][S::N][4],
                                                float (&o)[S::M][S::D / 8][4], RowState<S::M>& state,
-                                               float scale, const float (&shift)[S::M][2]) {
+                                               float scale, const float (&shift)[S::M]) {
   float largest[S::M][2], offset[S::M][2];  // of this lane's columns
   bool exceeds = false;
 #pragma unroll
@@ -96,7 +93,7 @@ __device__ __forceinline__ void online_softmax(float (&s)[S::M][S::N][4],
 #pragma unroll
       for (int n = 0; n < S::N; ++n)
         largest[m][r] = fmaxf(largest[m][r], fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
-      offset[m][r] = shift[m][r] - state.base[m][r];
+      offset[m][r] = shift[m] - state.base[m][r];
       exceeds = exceeds || fmaf(largest[m][r], scale, offset[m][r]) > kSlack;
     }
   }
@@ -105,11 +102,11 @@ __device__ __forceinline__ void online_softmax(float (&s)[S::M][S::N][4],
 #pragma unroll
     for (int i = 0; i < 2 * S::M; ++i) {
       float& base = state.base[i / 2][i % 2];
-      const float x = fmaf(row_max(largest[i / 2][i % 2]), scale, shift[i / 2][i % 2]);
+      const float x = fmaf(row_max(largest[i / 2][i % 2]), scale, shift[i / 2]);
       const float next = x > base + kSlack ? x : base;
       shrink[i / 2][i % 2] = ptx::exp2_approx(base - next);
       base = next;
-      offset[i / 2][i % 2] = shift[i / 2][i % 2] - next;
+      offset[i / 2][i % 2] = shift[i / 2] - next;
       state.sum[i / 2][i % 2] *= shrink[i / 2][i % 2];
     }
     scale_rows(o, shrink);
@@ -217,29 +214,16 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
   float logsumexp[M][2];
   OperandRows<T, D, M, S::kHeldQ> q_operands;
   q_operands.tile = q_tile + warp_row * kPitch<D>;
-  // What accumulators start from inside: the slope's share of the columns, and of row g + 8 over g
-  // (so that these are as many registers as accumulators, which products take without a copy).
-  float zeros[N][4], linear[N][4];
-#pragma unroll
-  for (int i = 0; i < N * 4; ++i) zeros[i / 4][i % 4] = linear[i / 4][i % 4] = 0.0f;
-  // Distances of the warp's first row; `inside` are tiles whose keys are all visible to all rows.
-  const int first = w.row + w.shift, last = first + 16 * M - 1;
-  const int inside_begin = last - p.window_left;
-  const int inside_end = least(len_k, first + p.window_right + 1);
-  // ALiBi inside, in units of log2: per key, and the distance of row g from the tile's first key.
-  float per_key = 0.0f, apart = first - begin + lane / 4;
+  LinearBias<N> zeros, linear;
 
   const bool clips = S::kScores == Scores::all && p.clip;
   for (int pass = 0; pass < (clips ? 2 : 1) && begin < end; ++pass) {
     if (pass == 0) q_rows.start(q_tile, first_row, p.head_dim);
     start_keys(k_rows, k_tile, begin);
-    for (int key = begin; key < end; key += S::kKeys, apart -= S::kKeys) {
-      const int key_end = key + S::kKeys;
-      const bool works =
-          is_uniform(busy && first - p.window_left < key_end && key - p.window_right <= last);
-      bool inside = S::kScores != Scores::all && key >= inside_begin && key_end <= inside_end;
-      if (S::kScores == Scores::alibi) inside = inside && (key_end <= first + 1 || key >= last);
-      inside = is_uniform(inside);
+    for (int key = begin; key < end; key += S::kKeys) {
+      const int distance = w.row + w.shift - key;  // of the warp's first row and the first key
+      const auto [works, inside] = classify_tile<S::kScores>(
+          p, busy, key + S::kKeys <= len_k, distance - (S::kKeys - 1), distance + 16 * M - 1);
       const auto pairs = [&] { return least((len_k - key + 15) >> 4, N / 2); };
 
       ptx::cp_async_wait<0>();
@@ -249,31 +233,21 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
       start_keys(v_rows, v_tile, key);
 
       if (key == begin && pass == 0) q_operands.hold();
-      float s[M][N][4], shift[M][2];
-#pragma unroll
-      for (int i = 0; i < 2 * M; ++i) shift[i / 2][i % 2] = 0.0f;
+      float s[M][N][4], shift[M] = {};
       const int tile_key = log2_rows < 6 ? tile_row : 0;  // where this head's keys are in the tile
-      if (works && inside) {
-        const float scale = p.scale * kLog2E;
+      if (inside) {
+        const float scale = p.scale * kLog2E, slope = w.slope * kLog2E;
         if constexpr (S::kScores == Scores::alibi) {
-          const float slope = w.slope * kLog2E, wanted = key < first ? slope : -slope;
-          if (per_key != wanted) {
-            per_key = wanted;
+          linear.follow(distance > 0 ? slope : -slope, scale);
 #pragma unroll
-            for (int i = 0; i < N * 4; ++i) {
-              const int column = lane % 4 * 2 + i / 4 * 8 + i % 2, row = i % 4 / 2 * 8;
-              linear[i / 4][i % 4] = ptx::opaque(per_key / scale * (column - row));
-            }
-          }
-          const float lowest = -per_key * apart;
-#pragma unroll
-          for (int i = 0; i < 2 * M; ++i) shift[i / 2][i % 2] = fmaf(-per_key, i / 2 * 16, lowest);
+          for (int m = 0; m < M; ++m)
+            shift[m] = -linear.per_column * static_cast<float>(distance + 16 * m);
         }
-        multiply_rows(s, linear, q_operands, k_tile);
+        multiply_rows(s, linear.start, q_operands, k_tile);
         online_softmax<S>(s, o, state, scale, shift);
       } else if (works) {
-        multiply_rows(s, zeros, q_operands, k_tile + tile_key * kPitch<D>, pairs());
-        edge_scores<S>(s, p, w, first - key, len_k - key);
+        multiply_rows(s, zeros.start, q_operands, k_tile + tile_key * kPitch<D>, pairs());
+        edge_scores<S>(s, p, w, distance, len_k - key);
         if (pass == 0) {
           online_softmax<S>(s, o, state, 1.0f, shift);
         } else {
@@ -296,8 +270,8 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
       ptx::cp_async_wait<0>();
       v_rows.add_bias(v_tile, p.head_dim);
       __syncthreads();  // V is complete, and nobody reads K any more
-      if (key_end < end) start_keys(k_rows, k_tile, key_end);
-      if (works && inside) {
+      if (key + S::kKeys < end) start_keys(k_rows, k_tile, key + S::kKeys);
+      if (inside) {
         multiply_weights<T, D>(o, s, v_tile);
       } else if (works && (!clips || pass == 1)) {
         multiply_weights<T, D>(o, s, v_tile + tile_key * kPitch<D>, pairs());

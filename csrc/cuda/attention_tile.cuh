@@ -61,6 +61,8 @@ __device__ __forceinline__ Item plan_item(const int32_t* plan, int index, int ba
 
 // ---- operands
 
+constexpr int kOneHead = 30;  // log2 of the rows of a head in tiles that hold one
+
 // Copies tiles of ROWS rows of one head of a sequence to shared memory. Row i of a tile is token
 // `token + i`, or, where tiles hold several heads of 1 << log2_rows rows each, token i modulo these
 // rows of head `head + (i >> log2_rows)`. A thread copies chunks of eight channels: kLanes threads
@@ -257,9 +259,47 @@ __device__ __forceinline__ float row_max(float x) {
 
 // ---- scores
 
+// What scores may have beside limits on the distance.
+enum class Scores { plain, alibi, all };
+
 __device__ __forceinline__ bool is_visible(const AttentionParams& p, int distance) {
   return distance <= p.window_left && distance >= -p.window_right;
 }
+
+// What a warp does with a tile of scores. Inside no end, no limit and no change of sign of the
+// distance crosses the tile; else it works by element, if it has anything visible.
+struct TileKind {
+  bool works, inside;
+};
+
+// Of a tile of all distances from `nearest` to `farthest`; `complete`: all its rows and keys exist.
+template <Scores kScores>
+__device__ __forceinline__ TileKind classify_tile(const AttentionParams& p, bool busy,
+                                                  bool complete, int nearest, int farthest) {
+  const bool works = busy && farthest >= -p.window_right && nearest <= p.window_left;
+  bool inside =
+      kScores != Scores::all && complete && nearest >= -p.window_right && farthest <= p.window_left;
+  if (kScores == Scores::alibi) inside = inside && (nearest >= 0 || farthest <= 0);
+  return {is_uniform(works), kScores != Scores::all && is_uniform(works && inside)};
+}
+
+// ALiBi inside tiles, where it is linear: what accumulators start from, `per_column` (in units of
+// log2) per column less row of the accumulator. The rest of it is a number per 16 rows.
+template <int N>
+struct LinearBias {
+  float per_column = 0.0f, start[N][4] = {};
+
+  // Seldom anything to do: the slope changes its sign at the diagonal.
+  __device__ __forceinline__ void follow(float wanted, float scale) {
+    if (per_column == wanted) return;
+    per_column = wanted;
+    const int lane = threadIdx.x % 32;
+    const float slope = wanted / scale, own = slope * (lane % 4 * 2 - lane / 4);
+#pragma unroll
+    for (int i = 0; i < N * 4; ++i)
+      start[i / 4][i % 4] = ptx::opaque(fmaf(slope, i / 4 * 8 + i % 2 - i % 4 / 2 * 8, own));
+  }
+};
 
 // softcap * tanh(x / softcap), by an exponential: ex2 is more exact than tanh.approx.
 __device__ __forceinline__ float soft_capped(float x, float softcap) {
