@@ -11,24 +11,6 @@
 
 namespace taut {
 
-// Of the slope's gradient: a row's sums of dscore and softmax, alone and times |distance|.
-struct SlopeSums {
-  float residue = 0.0f, mass = 0.0f, far = 0.0f, mean_far = 0.0f;
-
-  __device__ __forceinline__ void add(const ScoreGradient& d, float away) {
-    residue += d.dscore;
-    mass += d.soft;
-    far = fmaf(d.dscore, away, far);
-    mean_far = fmaf(d.soft, away, mean_far);
-  }
-  // Sums of a tile where |distance| is sign * (first - away).
-  __device__ __forceinline__ void add(const SlopeSums& tile, float sign, float first) {
-    residue += tile.residue;
-    far += sign * fmaf(first, tile.residue, -tile.far);
-    mean_far += sign * fmaf(first, tile.mass, -tile.mean_far);
-  }
-};
-
 // dq of rows [first_row, first_row + 64) of `head`.
 template <class S>
 __device__ __forceinline__ void query_gradient(const AttentionBackwardParams& b,

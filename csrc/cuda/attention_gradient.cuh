@@ -1,8 +1,6 @@
 // What the backward kernels of attention are made of: pairs of tiles that pass through shared
 // memory, one score differentiated, the gradients of the biases.
 #pragma once
-#include <type_traits>
-
 #include "cuda/attention.cuh"
 
 namespace taut {
@@ -135,6 +133,24 @@ __device__ __forceinline__ float edge_exponent(const AttentionParams& p, float& 
   if (kScores == Scores::all) x += score_bias(p, slope, head, distance);
   return exists && is_visible(p, distance) ? x : -kInfinity;
 }
+
+// Of the slope's gradient: a row's sums of dscore and softmax, alone and times |distance|.
+struct SlopeSums {
+  float residue = 0.0f, mass = 0.0f, far = 0.0f, mean_far = 0.0f;
+
+  __device__ __forceinline__ void add(const ScoreGradient& d, float away) {
+    residue += d.dscore;
+    mass += d.soft;
+    far = fmaf(d.dscore, away, far);
+    mean_far = fmaf(d.soft, away, mean_far);
+  }
+  // Sums of a tile where |distance| is sign * (first - away).
+  __device__ __forceinline__ void add(const SlopeSums& tile, float sign, float first) {
+    residue += tile.residue;
+    far += sign * fmaf(first, tile.residue, -tile.far);
+    mean_far += sign * fmaf(first, tile.mass, -tile.mean_far);
+  }
+};
 
 // delta of the warp's 16 rows from out . grad_out, eight lanes per row.
 template <class S>
