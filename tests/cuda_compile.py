@@ -19,9 +19,15 @@ import sass
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "cuda"
 ARCHITECTURES = ("80", "90a", "100a")
-# The kernels of attention take minutes: of the forward ones those of one dtype are compiled here, of
-# the backward ones none.
-KERNELS = ("attention_forward_bf16", "attention_forward_bf16_sm90a", "attention_plan")
+KERNELS = (
+    "attention_forward_bf16",
+    "attention_forward_f16",
+    "attention_forward_bf16_sm90a",
+    "attention_forward_f16_sm90a",
+    "attention_backward_bf16",
+    "attention_backward_f16",
+    "attention_plan",
+)
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -79,7 +85,13 @@ def sources() -> list[Path]:
 
 
 def architectures(source: Path) -> tuple[str, ...]:
-    """What a source is for, by its name: <stem>_sm90a.cu has wgmma, <stem>_sm90.cu bulk copies."""
+    """What a source is compiled for, by its name.
+
+    <stem>_sm90a.cu has wgmma, <stem>_sm90.cu bulk copies; <stem>_f16.cu differs from its bf16 twin
+    by the type in the instructions only, so one architecture stands for all.
+    """
+    if source.stem.endswith("_f16"):
+        return ("90a",)
     if source.stem.endswith("_sm90a"):
         return ("90a",)
     if source.stem.endswith("_sm90"):

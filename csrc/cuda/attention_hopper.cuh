@@ -13,7 +13,6 @@
 // of Q hold the slope and the rows of K their own number, and one number per row.
 #pragma once
 #include "cuda/attention.cuh"
-#include "cuda/attention_softmax.cuh"
 #include "cuda/ptx/barrier.h"
 #include "cuda/ptx/mbarrier.h"
 #include "cuda/ptx/tma.h"
@@ -278,7 +277,7 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
   w.row = group_row + warp % 4 * 16;
   w.shift = len_k - len_q;
   w.slope = slope_of(p, unit.sequence.index, unit.head);
-  RowSums sums{{kNoBase, kNoBase}, {0.0f, 0.0f}};
+  RowState<1> state{{{kNoBase, kNoBase}}, {{0.0f, 0.0f}}};
   float s[1][N][4], o[1][D / 8][4], shrink[1][2];
   uint32_t weights[N / 2][4], slope[4];
   set_zero(o);
@@ -319,19 +318,19 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
     release(barriers.k_empty + place.stage);
     if (key + kKeys >= unit.end) release(barriers.q_empty);
     const int distance = w.row + w.shift - key;
-    float factor = 1.0f, shift[2] = {0.0f, 0.0f}, offset[2];
+    float factor = 1.0f, shift[1][2] = {{0.0f, 0.0f}}, offset[1][2];
     if (inside) {
       factor = scale;
       if constexpr (S::kScores == Scores::alibi) {
         const float per_row = rises ? -bend : bend;
-        shift[0] = per_row * (distance + lane / 4 - (rises ? kKeys - 1 : 0));
-        shift[1] = fmaf(per_row, 8.0f, shift[0]);
+        shift[0][0] = per_row * (distance + lane / 4 - (rises ? kKeys - 1 : 0));
+        shift[0][1] = fmaf(per_row, 8.0f, shift[0][0]);
       }
     } else {
       edge_scores<S>(s, p, w, distance, len_k - key);
     }
-    const bool moved = move_bases<S>(s, sums, offset, shrink, factor, shift);
-    weigh_scores<S>(s, sums, factor, offset);
+    const bool moved = move_bases<S>(s, state, offset, shrink, factor, shift);
+    weigh_scores<S>(s, state, factor, offset);
     ptx::hold_registers(flat(s));  // now, while V is under way
     return moved;
   };
@@ -382,12 +381,12 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
   float factor[1][2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float sum = row_sum(sums.sum[r]);
+    const float sum = row_sum(state.sum[0][r]);
     const int row = lane / 4 + r * 8;
     factor[0][r] = sum == 0.0f ? 0.0f : 1.0f / sum;
     if (lane % 4 == 0 && row < rows)
       p.logsumexp[int64_t{w.head} * p.total_q + token + row] =
-          (sums.base[r] + ptx::log2_approx(sum)) * kLn2;  // -inf without keys
+          (state.base[0][r] + ptx::log2_approx(sum)) * kLn2;  // -inf without keys
   }
   scale_rows(o, factor);
   store_rows<T, D, 1>(reinterpret_cast<T*>(shared + S::kOut) + warp * 16 * kPitch<D>, o,

@@ -94,7 +94,9 @@ struct AttentionBackwardParams {
   AttentionParams forward;  // its out is not used
   AttentionRows out, grad_out;
   AttentionGradient dq, dk, dv;
-  float* delta;             // (heads, total_q): sum over keys of softmax times its gradient
+  // (heads, total_q), from the queries to the keys:
+  float* lse2;              // logsumexp in units of log2, +inf for rows that see no key
+  float* delta;             // sum over keys of softmax times its gradient
   const int32_t* key_plan;  // the plan of the other side, items are rows of k
   int32_t key_plan_items;
   // Shares of the gradients of the biases, one per tile of kShortRows rows and head; tile t of

@@ -55,7 +55,7 @@ BackwardParams = _structure(
     ("forward", Params),
     *_fields(Rows, "out grad_out"),
     *_fields(Gradient, "dq dk dv"),
-    *_fields(_pointer, "delta key_plan"),
+    *_fields(_pointer, "lse2 delta key_plan"),
     *_fields(_int, "key_plan_items"),
     *_fields(_pointer, "slope_shares relative_shares"),
 )
@@ -180,8 +180,8 @@ def backward(
     if gradients is None:
         gradients = [torch.full(t.shape, 77.0, dtype=t.dtype) for t in (q, k, v)]
     b.dq, b.dk, b.dv = (Gradient(t.data_ptr(), t.stride(0), t.stride(1)) for t in gradients)
-    delta = torch.full((heads, total_q), float("nan"))
-    b.delta, b.key_plan = delta.data_ptr(), key_items.data_ptr()
+    lse2, delta = torch.full((2, heads, total_q), float("nan"))
+    b.lse2, b.delta, b.key_plan = lse2.data_ptr(), delta.data_ptr(), key_items.data_ptr()
     b.key_plan_items = k.shape[0] // SHORT_ROWS + cu_k.shape[0] - 1
     tiles = b.forward.plan_items
     slope_shares = None if slopes is None else torch.zeros(tiles, heads)
@@ -189,7 +189,7 @@ def backward(
     b.slope_shares, b.relative_shares = map(pointer_of, (slope_shares, relative_shares))
     reads = (q, k, v, cu_q, cu_k, items, key_items, *options[1:3], *biases, out, grad_out,
              logsumexp)  # fmt: skip
-    memory = _memory(reads, (*gradients, delta, slope_shares, relative_shares))
+    memory = _memory(reads, (*gradients, lse2, delta, slope_shares, relative_shares))
     _call("backward", b, memory, KINDS[q.dtype], schedule=schedule)
 
     def summed(shares, like, per_sequence):
