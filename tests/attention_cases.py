@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from helpers import RAGGED_LENGTHS, cu_seqlens_of
+from helpers import RAGGED_LENGTHS, assert_close_by_comparison, cu_seqlens_of
 from taut.reference import attention as reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -133,3 +133,12 @@ def _case(option, dtype, lengths_q, lengths_k, heads_kv, head_dim):
     plain = plain_attention(q, k, v, cu_q, cu_k, *options)
     exact = reference.varlen_attention(q.double(), k.double(), v.double(), cu_q, cu_k, *options)
     return q, k, v, cu_q, cu_k, plain, exact
+
+
+def assert_gives(out, lse, case):
+    """What a kernel on the side of a GPU made of a case, brought to the CPU."""
+    *_, plain, (exact, exact_lse) = case
+    assert_close_by_comparison(out, plain, exact)
+    assert torch.equal(lse.isneginf(), exact_lse.isneginf())
+    finite = exact_lse.isfinite()
+    assert ((lse - exact_lse)[finite].abs() <= 4e-6 * exact_lse[finite].abs().clamp(min=1)).all()

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -15,12 +14,20 @@ from pathlib import Path
 
 from torch.utils import cpp_extension
 
+import sass
+
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "cuda"
 ARCHITECTURES = ("80", "90a", "100a")
-# The kernels of attention take minutes: of the forward ones those of one dtype are compiled here, of
-# the backward ones none.
-KERNELS = ("attention_forward_bf16", "attention_plan")
+KERNELS = (
+    "attention_forward_bf16",
+    "attention_forward_f16",
+    "attention_forward_bf16_sm90a",
+    "attention_forward_f16_sm90a",
+    "attention_backward_bf16",
+    "attention_backward_f16",
+    "attention_plan",
+)
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -44,6 +51,8 @@ class Kernel:
     spills: int  # bytes stored and loaded
     notes: list[str]  # codes of what ptxas had to do to wgmma, as C7512: serialized
     instructions: dict[str, int]  # by full name, as in HMMA.16816.F32.BF16
+    loops: list[dict[str, int]]  # of one turn of every innermost loop with matrix products
+    hidden: list[dict[str, int]]  # of those, what runs between the last wgmma and the wait for it
 
     def notable(self) -> dict[str, int]:
         """The instructions worth a table, under their names up to the first point."""
@@ -76,7 +85,13 @@ def sources() -> list[Path]:
 
 
 def architectures(source: Path) -> tuple[str, ...]:
-    """What a source is for, by its name: <stem>_sm90a.cu has wgmma, <stem>_sm90.cu bulk copies."""
+    """What a source is compiled for, by its name.
+
+    <stem>_sm90a.cu has wgmma, <stem>_sm90.cu bulk copies; <stem>_f16.cu differs from its bf16 twin
+    by the type in the instructions only, so one architecture stands for all.
+    """
+    if source.stem.endswith("_f16"):
+        return ("90a",)
     if source.stem.endswith("_sm90a"):
         return ("90a",)
     if source.stem.endswith("_sm90"):
@@ -87,7 +102,7 @@ def architectures(source: Path) -> tuple[str, ...]:
 @cache
 def _inputs_key() -> bytes:
     headers = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cuh"))
-    digest = hashlib.sha256(Path(__file__).read_bytes())
+    digest = hashlib.sha256(Path(__file__).read_bytes() + Path(sass.__file__).read_bytes())
     digest.update(subprocess.run([find_nvcc(), "--version"], capture_output=True).stdout)
     for header in headers:
         digest.update(header.read_bytes())
@@ -116,16 +131,6 @@ def _ptxas(log: str) -> dict[str, tuple[int, int, int, list[str]]]:
     return kernels
 
 
-def _sass(listing: str) -> dict[str, Counter]:
-    """{mangled kernel: instructions by name} from `cuobjdump -sass`."""
-    kernels = {}
-    for part in listing.split("Function : ")[1:]:
-        name, _, body = part.partition("\n")
-        found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", body)
-        kernels[name.strip()] = Counter(found)
-    return kernels
-
-
 def run_nvcc(arguments: list) -> str:
     """What nvcc printed; fails with it."""
     run = subprocess.run([find_nvcc(), *arguments], capture_output=True, text=True)
@@ -150,9 +155,19 @@ def compile_source(source: Path, architecture: str) -> list[Kernel]:
             [find_cuobjdump(), "-sass", cubin], capture_output=True, text=True, check=True
         ).stdout
         cubin.unlink()
-        usage, instructions = _ptxas(log), _sass(listing)
+        usage, code = _ptxas(log), sass.functions(listing)
+        turns = {k: sass.product_loops(code[k]) for k in usage}
         plain = _demangle(list(usage))
-        kernels = [Kernel(plain[k], *usage[k], dict(instructions[k])) for k in usage]
+        kernels = [
+            Kernel(
+                plain[k],
+                *usage[k],
+                sass.count(code[k]),
+                [sass.count(turn) for turn in turns[k]],
+                [sass.count(sass.under_products(turn)) for turn in turns[k]],
+            )
+            for k in usage
+        ]
         kernels.sort(key=lambda kernel: kernel.name)
         partial = cached.with_suffix(f".{os.getpid()}.json")
         partial.write_text(json.dumps([asdict(kernel) for kernel in kernels]))

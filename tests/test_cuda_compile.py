@@ -40,6 +40,7 @@ INSTRUCTIONS = {
             r"MUFU\.EX2",
             r"MUFU\.LG2",
             r"MUFU\.TANH",
+            r"FMNMX\.NAN",
         ]
         + [r"MUFU\.RCP"]
     },
@@ -65,6 +66,15 @@ INSTRUCTIONS = {
             ("short", "32, 4, 1", ", true>"),
             ("short", "64, 4, 1", ", false>"),
         )
+    },
+    **{
+        f"attention_hopper_kernel<HopperShape<bf16, {d}, {warpgroups}, (Scores){scores}> >": {
+            "": [rf"HGMMA\.64x{64 * warpgroups}x16\.F32\.BF16", rf"HGMMA\.64x{d}x16\.F32\.BF16"]
+            + [r"UTMALDG\.3D", r"SYNCS\.PHASECHK\..*", r"USETMAXREG\..*", r"MUFU\.EX2"]
+        }
+        for d in (64, 128)
+        for warpgroups in (1, 2)
+        for scores in (0, 1)
     },
     "register_budgets": {"": [r"USETMAXREG\.DEALLOC.*", r"USETMAXREG\.TRY_ALLOC.*"]},
 } | {
@@ -98,6 +108,19 @@ def test_kernels_have_their_instructions(compiled):
                         f"{kernel.notable() or kernel.instructions}"
                     )
     assert not missing, f"no such kernels: {missing}"
+
+
+def test_hopper_softmax_runs_under_products(compiled):
+    """The compiler leaves the exponentials of a tile where they are written: behind the start of
+    the products with V, in front of the wait for them."""
+    kernels = [kernel for found in compiled.values() for kernel in found]
+    hopper = [kernel for kernel in kernels if kernel.name.startswith("attention_hopper_kernel")]
+    assert len(hopper) == 16
+    for kernel in hopper:
+        assert not kernel.notes
+        (loop,), (hidden,) = kernel.loops, kernel.hidden
+        assert hidden["MUFU.EX2"] == loop["MUFU.EX2"] >= 24
+        assert hidden["FFMA"] > 0.9 * loop["FFMA"]
 
 
 def test_nothing_spills(compiled):

@@ -10,12 +10,9 @@
 // linear in the key, is what the accumulators start from and one number per row. Edge: everything
 // by element.
 #pragma once
-#include "cuda/attention_tile.cuh"
+#include "cuda/attention_softmax.cuh"
 
 namespace taut {
-
-// What scores may have beside limits on the distance.
-enum class Scores { plain, alibi, all };
 
 template <class T_, int D_, int WARPS, int M_, Scores kScores_>
 struct ForwardShape {
@@ -24,19 +21,15 @@ struct ForwardShape {
   static constexpr Scores kScores = kScores_;
   static constexpr int kThreads = 32 * WARPS, kRows = 16 * M * WARPS;
   static constexpr int kKeys = D > 128 ? 32 : 64, N = kKeys / 8;
-  // What stays in registers, where there are enough: Q, and what ALiBi starts accumulators from.
-  static constexpr bool kHoldsQ = D <= 64 && !(M > 1 && kScores == Scores::alibi);
-  static constexpr bool kHoldsLinear = D <= 64 && M == 1;
+  // Steps of 16 channels of Q that stay in registers, where there are enough.
+  static constexpr int kHeldQ = D > 64 || (M > 1 && kScores == Scores::alibi) ? 0 : D / 16;
   static constexpr bool kPacksHeads = kRows == kKeys;  // tiles of several heads
   static constexpr int kSharedBytes = (kRows + 2 * kKeys) * kPitch<D> * 2;
   // Blocks per multiprocessor that registers must allow.
   static constexpr int kBlocks = M == 1 && D <= 64 && kScores == Scores::plain ? 3 : 1;
-};
 
-// A row's largest score and the sum of its weights so far, in units of log2.
-template <int M>
-struct RowState {
-  float largest[M][2], sum[M][2];
+  // Of a score in columns 8 n to 8 n + 7.
+  static __device__ __forceinline__ float exp2(float x, int) { return ptx::exp2_approx(x); }
 };
 
 // What a warp works on: its rows are [row, row + 16 M) of the sequence.
@@ -72,34 +65,23 @@ __device__ __forceinline__ void edge_scores(float (&s)[S::M][S::N][4], const Att
   }
 }
 
-// Scores scale * s + shift (a number per row) -> weights; earlier weights shrink by `shrink`.
+template <int M, int D>
+__device__ __forceinline__ void scale_rows(float (&o)[M][D][4], const float (&factor)[M][2]) {
+#pragma unroll
+  for (int i = 0; i < M * D * 4; ++i)
+    o[i / 4 / D][i / 4 % D][i % 4] *= factor[i / 4 / D][i % 4 / 2];
+}
+
+// x = scale * s + shift (a number per 16 rows) -> weights; `o` follows the rows' bases.
 template <class S>
-__device__ __forceinline__ void online_softmax(float (&s)[S::M][S::N][4], RowState<S::M>& state,
-                                               float (&shrink)[S::M][2], float scale,
-                                               const float (&shift)[S::M][2]) {
+__device__ __forceinline__ void online_softmax(float (&s)[S::M][S::N][4],
+                                               float (&o)[S::M][S::D / 8][4], RowState<S::M>& state,
+                                               float scale, const float (&shift)[S::M]) {
+  float shifts[S::M][2], offset[S::M][2], shrink[S::M][2];
 #pragma unroll
-  for (int m = 0; m < S::M; ++m) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float largest = s[m][0][2 * r];
-#pragma unroll
-      for (int n = 0; n < S::N; ++n)
-        largest = fmaxf(largest, fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
-      largest = fmaxf(state.largest[m][r], row_max(largest) * scale + shift[m][r]);
-      const float base = largest == -kInfinity ? 0.0f : largest;
-      shrink[m][r] = ptx::exp2_approx(state.largest[m][r] - base);
-      state.largest[m][r] = largest;
-      const float offset = shift[m][r] - base;
-      float sum = state.sum[m][r] * shrink[m][r];
-#pragma unroll
-      for (int n = 0; n < S::N; ++n) {
-        s[m][n][2 * r] = ptx::exp2_approx(fmaf(s[m][n][2 * r], scale, offset));
-        s[m][n][2 * r + 1] = ptx::exp2_approx(fmaf(s[m][n][2 * r + 1], scale, offset));
-        sum += s[m][n][2 * r] + s[m][n][2 * r + 1];
-      }
-      state.sum[m][r] = sum;
-    }
-  }
+  for (int i = 0; i < 2 * S::M; ++i) shifts[i / 2][i % 2] = shift[i / 2];
+  if (move_bases<S>(s, state, offset, shrink, scale, shifts)) scale_rows(o, shrink);
+  weigh_scores<S>(s, state, scale, offset);
 }
 
 // The second pass of the clipped softmax: scores -> clipped probabilities, given the logsumexp.
@@ -119,22 +101,6 @@ __device__ __forceinline__ void clipped_softmax(float (&s)[S::M][S::N][4], const
       }
     }
   }
-}
-
-template <int M, int D>
-__device__ __forceinline__ void scale_rows(float (&o)[M][D][4], const float (&factor)[M][2]) {
-#pragma unroll
-  for (int i = 0; i < M * D * 4; ++i)
-    o[i / 4 / D][i / 4 % D][i % 4] *= factor[i / 4 / D][i % 4 / 2];
-}
-
-// Whether any row of the warp has found a larger score: seldom, after the first tiles.
-template <int M>
-__device__ __forceinline__ bool any_shrinks(const float (&shrink)[M][2]) {
-  bool shrinks = false;
-#pragma unroll
-  for (int i = 0; i < 2 * M; ++i) shrinks = shrinks || shrink[i / 2][i % 2] != 1.0f;
-  return __any_sync(0xffffffffu, shrinks);
 }
 
 // Rows of a warp, through its own rows of a tile in shared memory, to rows of `out` (tokens, heads,
@@ -187,23 +153,13 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
   const int begin = most(first_row + w.shift - p.window_left, 0) / S::kKeys * S::kKeys;
   const int end = least(len_k, last_row + w.shift + p.window_right + 1);
 
-  const auto q_rows = [&] {
-    auto rows = tile_rows<T>(p.q, sequence.begin_q, len_q, head, p.heads, 1, log2_rows);
-    rows.token = first_row;
-    return rows;
-  };
-  const auto kv_rows = [&](const AttentionRows& from, int key) {
-    auto rows = tile_rows<T>(from, sequence.begin_k, len_k, head, p.heads, p.group, log2_rows);
-    rows.token = key;
-    return rows;
-  };
-  const auto load_keys = [&](T* tile, const AttentionRows& from, int key) {
-    const auto rows = kv_rows(from, key);
-    if (key + S::kKeys <= len_k) {
-      load_rows<T, D, S::kKeys, S::kThreads, true>(tile, rows, p.head_dim);
-    } else {
-      load_rows<T, D, S::kKeys, S::kThreads, false>(tile, rows, p.head_dim);
-    }
+  const RowCopies<T, D, S::kRows, S::kThreads> q_rows(p.q, sequence.begin_q, len_q, head, p.heads,
+                                                      1, log2_rows);
+  using KeyCopies = RowCopies<T, D, S::kKeys, S::kThreads>;
+  const KeyCopies k_rows(p.k, sequence.begin_k, len_k, head, p.heads, p.group, log2_rows);
+  const KeyCopies v_rows(p.v, sequence.begin_k, len_k, head, p.heads, p.group, log2_rows);
+  const auto start_keys = [&](const KeyCopies& rows, T* tile, int key) {
+    rows.start(tile, key, p.head_dim);
     ptx::cp_async_commit();
   };
 
@@ -212,82 +168,48 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
   RowState<M> state;
 #pragma unroll
   for (int i = 0; i < 2 * M; ++i) {
-    state.largest[i / 2][i % 2] = -kInfinity;
+    state.base[i / 2][i % 2] = kNoBase;
     state.sum[i / 2][i % 2] = 0.0f;
   }
   float logsumexp[M][2];
-  [[maybe_unused]] HeldRows<T, D, M> held;
-  // What accumulators start from inside: the slope's share of the columns, and of row g + 8 over g
-  // (so that these are as many registers as accumulators, which products take without a copy).
-  float linear[N][4];
-  float sign = 0.0f;
+  OperandRows<T, D, M, S::kHeldQ> q_operands;
+  q_operands.tile = q_tile + warp_row * kPitch<D>;
+  LinearBias<N> zeros, linear;
 
   const bool clips = S::kScores == Scores::all && p.clip;
   for (int pass = 0; pass < (clips ? 2 : 1) && begin < end; ++pass) {
-    if (pass == 0) load_rows<T, D, S::kRows, S::kThreads, false>(q_tile, q_rows(), p.head_dim);
-    load_keys(k_tile, p.k, begin);
+    if (pass == 0) q_rows.start(q_tile, first_row, p.head_dim);
+    start_keys(k_rows, k_tile, begin);
     for (int key = begin; key < end; key += S::kKeys) {
       const int distance = w.row + w.shift - key;  // of the warp's first row and the first key
-      const int nearest = distance - (S::kKeys - 1), farthest = distance + 16 * M - 1;
-      const bool works =
-          is_uniform(busy && farthest >= -p.window_right && nearest <= p.window_left);
-      bool inside = S::kScores != Scores::all && key + S::kKeys <= len_k &&
-                    nearest >= -p.window_right && farthest <= p.window_left;
-      if (S::kScores == Scores::alibi) inside = inside && (nearest >= 0 || farthest <= 0);
-      inside = is_uniform(inside);
-      const int pairs = least((len_k - key + 15) / 16, N / 2);
+      const auto [works, inside] = classify_tile<S::kScores>(
+          p, busy, key + S::kKeys <= len_k, distance - (S::kKeys - 1), distance + 16 * M - 1);
+      const auto pairs = [&] { return least((len_k - key + 15) >> 4, N / 2); };
 
       ptx::cp_async_wait<0>();
-      if (key == begin && pass == 0)
-        add_bias<T, D, S::kRows, S::kThreads>(q_tile, q_rows(), p.head_dim);
-      add_bias<T, D, S::kKeys, S::kThreads>(k_tile, kv_rows(p.k, key), p.head_dim);
+      if (key == begin && pass == 0) q_rows.add_bias(q_tile, p.head_dim);
+      k_rows.add_bias(k_tile, p.head_dim);
       __syncthreads();  // K is complete, and nobody reads V any more
-      load_keys(v_tile, p.v, key);
+      start_keys(v_rows, v_tile, key);
 
-      if constexpr (S::kHoldsQ) {
-        if (key == begin && pass == 0) held.load(q_tile + warp_row * kPitch<D>);
-      }
-      const auto multiply = [&](float (&s)[M][N][4], const T* tile, int pairs) {
-        if constexpr (S::kHoldsQ) {
-          multiply_rows<T, D>(s, held, tile, pairs);
-        } else {
-          multiply_rows<T, D>(s, SharedRows<T, D, M>{q_tile + warp_row * kPitch<D>}, tile, pairs);
-        }
-      };
-      float s[M][N][4], shrink[M][2], shift[M][2];
+      if (key == begin && pass == 0) q_operands.hold();
+      float s[M][N][4], shift[M] = {};
       const int tile_key = log2_rows < 6 ? tile_row : 0;  // where this head's keys are in the tile
-      if (works && inside) {
+      if (inside) {
+        const float scale = p.scale * kLog2E, slope = w.slope * kLog2E;
         if constexpr (S::kScores == Scores::alibi) {
-          const float wanted = nearest >= 0 ? w.slope / p.scale : -w.slope / p.scale;
-          if (!S::kHoldsLinear || sign != wanted) {
-            sign = wanted;
-            const float of_lane = sign * (lane % 4 * 2);
+          linear.follow(distance > 0 ? slope : -slope, scale);
 #pragma unroll
-            for (int i = 0; i < N * 4; ++i)
-              linear[i / 4][i % 4] = fmaf(sign, i / 4 * 8 + i % 2 - i % 4 / 2 * 8, of_lane);
-          }
-#pragma unroll
-          for (int i = 0; i < M * N * 4; ++i)
-            s[i / 4 / N][i / 4 % N][i % 4] = linear[i / 4 % N][i % 4];
-        } else {
-          set_zero(s);
+          for (int m = 0; m < M; ++m)
+            shift[m] = -linear.per_column * static_cast<float>(distance + 16 * m);
         }
-        multiply(s, k_tile, N / 2);
-        const float scale = p.scale * kLog2E;
-#pragma unroll
-        for (int i = 0; i < 2 * M; ++i) {
-          const int apart = distance + i / 2 * 16 + lane / 4;
-          shift[i / 2][i % 2] = S::kScores == Scores::alibi ? -sign * scale * apart : 0.0f;
-        }
-        online_softmax<S>(s, state, shrink, scale, shift);
+        multiply_rows(s, linear.start, q_operands, k_tile);
+        online_softmax<S>(s, o, state, scale, shift);
       } else if (works) {
-        set_zero(s);
-        multiply(s, k_tile + tile_key * kPitch<D>, pairs);
+        multiply_rows(s, zeros.start, q_operands, k_tile + tile_key * kPitch<D>, pairs());
         edge_scores<S>(s, p, w, distance, len_k - key);
         if (pass == 0) {
-#pragma unroll
-          for (int i = 0; i < 2 * M; ++i) shift[i / 2][i % 2] = 0.0f;
-          online_softmax<S>(s, state, shrink, 1.0f, shift);
+          online_softmax<S>(s, o, state, 1.0f, shift);
         } else {
           clipped_softmax<S>(s, p, logsumexp);
         }
@@ -306,24 +228,20 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
       }
 
       ptx::cp_async_wait<0>();
-      add_bias<T, D, S::kKeys, S::kThreads>(v_tile, kv_rows(p.v, key), p.head_dim);
+      v_rows.add_bias(v_tile, p.head_dim);
       __syncthreads();  // V is complete, and nobody reads K any more
-      if (key + S::kKeys < end) load_keys(k_tile, p.k, key + S::kKeys);
-      if (works && (!clips || pass == 1)) {
-        if (pass == 0 && any_shrinks(shrink)) scale_rows(o, shrink);
-        if (inside) {
-          multiply_weights<T, D>(o, s, v_tile);
-        } else {
-          multiply_weights<T, D>(o, s, v_tile + tile_key * kPitch<D>, pairs);
-        }
+      if (key + S::kKeys < end) start_keys(k_rows, k_tile, key + S::kKeys);
+      if (inside) {
+        multiply_weights<T, D>(o, s, v_tile);
+      } else if (works && (!clips || pass == 1)) {
+        multiply_weights<T, D>(o, s, v_tile + tile_key * kPitch<D>, pairs());
       }
     }
 #pragma unroll
     for (int i = 0; i < 2 * M; ++i) {
       float& sum = state.sum[i / 2][i % 2];
       if (pass == 0) sum = row_sum(sum);
-      const float largest = state.largest[i / 2][i % 2];
-      logsumexp[i / 2][i % 2] = sum == 0.0f ? 0.0f : largest + ptx::log2_approx(sum);
+      logsumexp[i / 2][i % 2] = state.base[i / 2][i % 2] + ptx::log2_approx(sum);
     }
     if (clips) __syncthreads();  // the next pass loads K and V anew
   }
@@ -384,13 +302,15 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
 }
 
 // Tiles of kShortRows rows: the short sequences, and the long ones unless attention_long_kernel
-// takes them. Also what belongs to no sequence.
+// takes them; on Hopper only what its kernels leave. Also what belongs to no sequence.
 template <class S, bool kTakesLong>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     attention_short_kernel(const __grid_constant__ AttentionParams p) {
   static_assert(S::kRows == kShortRows, "a block takes an item of a short sequence whole");
   const int last = clamp(p.plan[kPlanFour], 0, p.plan_items);
-  const int first = kTakesLong ? 0 : clamp(p.plan[kPlanLong], 0, last);
+  const int first = p.on_hopper  ? clamp(p.plan[kPlanOne], 0, last)
+                    : kTakesLong ? 0
+                                 : clamp(p.plan[kPlanLong], 0, last);
   const int one = S::kPacksHeads ? clamp(p.plan[kPlanOne], first, last) : last;
   const int two = S::kPacksHeads ? clamp(p.plan[kPlanTwo], one, last) : last;
   const int pairs = (p.heads + 1) / 2, fours = (p.heads + 3) / 4;

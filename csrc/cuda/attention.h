@@ -7,14 +7,26 @@
 
 namespace taut {
 
-// Launch on `device`, the current one.
+// Whether this build has what is in *_sm90a.cu.
+#ifdef TAUT_SM90A
+constexpr bool kHasHopper = true;
+#else
+constexpr bool kHasHopper = false;
+#endif
+
+// Launch on `device`, the current one. Returns which kernels ran, for record_variant.
 template <class T>
-void run_attention(const AttentionParams& p, int32_t device, cudaStream_t stream);
+const char* run_attention(AttentionParams p, int32_t device, cudaStream_t stream);
+// What the Hopper kernels do of a call; false if they do not serve it.
+template <class T>
+bool run_attention_hopper(const AttentionParams& p, int32_t device, cudaStream_t stream);
 template <class T>
 void run_attention_backward(const AttentionBackwardParams& b, int32_t device, cudaStream_t stream);
 
-extern template void run_attention<bf16>(const AttentionParams&, int32_t, cudaStream_t);
-extern template void run_attention<f16>(const AttentionParams&, int32_t, cudaStream_t);
+extern template const char* run_attention<bf16>(AttentionParams, int32_t, cudaStream_t);
+extern template const char* run_attention<f16>(AttentionParams, int32_t, cudaStream_t);
+extern template bool run_attention_hopper<bf16>(const AttentionParams&, int32_t, cudaStream_t);
+extern template bool run_attention_hopper<f16>(const AttentionParams&, int32_t, cudaStream_t);
 extern template void run_attention_backward<bf16>(const AttentionBackwardParams&, int32_t,
                                                   cudaStream_t);
 extern template void run_attention_backward<f16>(const AttentionBackwardParams&, int32_t,

@@ -35,8 +35,9 @@ std::tuple<Tensor, Tensor> backward(AttentionBackwardParams& b, const AttentionB
                         device, stream, op);
   b.key_plan = key_plan.const_data_ptr<int32_t>();
   b.key_plan_items = plan_items_of(p.batch, p.total_k);
-  const Tensor delta = empty_cuda({p.heads, p.total_q}, ScalarType::Float, device);
-  b.delta = static_cast<float*>(delta.mutable_data_ptr());
+  const Tensor of_rows = empty_cuda({2, p.heads, p.total_q}, ScalarType::Float, device);
+  b.lse2 = static_cast<float*>(of_rows.mutable_data_ptr());
+  b.delta = b.lse2 + int64_t{p.heads} * p.total_q;
 
   const auto shares_of = [&](bool wanted, int64_t width) {
     Tensor shares =

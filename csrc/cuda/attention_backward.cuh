@@ -7,139 +7,9 @@
 // kShortLength tokens are one block's work per head of k, in one launch; longer ones take a launch
 // for the queries and one for the keys.
 #pragma once
-#include <type_traits>
-
-#include "cuda/attention.cuh"
+#include "cuda/attention_gradient.cuh"
 
 namespace taut {
-
-template <class T_, int D_, Scores kScores_>
-struct BackwardShape {
-  using T = T_;
-  static constexpr int D = D_, kThreads = 128, kRows = kShortRows;
-  static constexpr Scores kScores = kScores_;
-  // Columns of a tile of scores in the two procedures: what registers and shared memory allow.
-  static constexpr int kKeys = D <= 64 ? 64 : D <= 128 ? 32 : 16;
-  static constexpr int kQueries = D <= 64 ? 32 : 16;
-  static constexpr bool kSplits = D > 128;  // dk and dv in turns
-  static constexpr int kTileBytes = 2 * (kRows + kKeys) * kPitch<D> * 2;
-  static constexpr int kScratchFloats = kScores == Scores::all ? kRows * (kKeys + 1) : 2 * kQueries;
-  static constexpr int kSharedBytes = kTileBytes + kScratchFloats * 4;
-  static_assert(kQueries <= kKeys, "shared memory is laid out for kKeys columns");
-};
-
-// One score, differentiated.
-struct ScoreGradient {
-  float soft;      // its softmax
-  float weight;    // what v was multiplied by
-  float dsoft;     // the gradient of the softmax
-  float dscore;    // of the score with its biases
-  float dproduct;  // of scale * q . k
-};
-
-// s = q . k, dp = grad_out . v. Inside, all cells are visible and `slope` has the sign of distance.
-template <Scores kScores, bool kInside>
-__device__ __forceinline__ ScoreGradient differentiate(const AttentionParams& p, float s, float dp,
-                                                       int head, float slope, int distance,
-                                                       bool exists, float lse2, float delta,
-                                                       float keep) {
-  const bool visible = kInside || (exists && is_visible(p, distance));
-  const float apart = static_cast<float>(distance);
-  float capped = s * p.scale;
-  if (kScores == Scores::all && p.softcap > 0) capped = soft_capped(capped, p.softcap);
-  float x = fmaf(capped, kLog2E, -lse2);
-  if (kScores == Scores::alibi) x -= slope * kLog2E * (kInside ? apart : fabsf(apart));
-  if (kScores == Scores::all) x += score_bias(p, slope, head, distance);
-  ScoreGradient d;
-  d.soft = visible ? ptx::exp2_approx(x) : 0.0f;
-  d.weight = d.soft;
-  d.dsoft = dp;
-  if (kScores == Scores::all) {
-    d.dsoft *= keep;
-    if (p.clip) {
-      const float stretched = visible ? fmaf(p.clip_slope, d.soft, p.clip_offset) : 0.0f;
-      d.weight = fminf(fmaxf(stretched, 0.0f), 1.0f);
-      d.dsoft = visible && stretched == d.weight ? d.dsoft * p.clip_slope : 0.0f;
-    }
-    d.weight *= keep;
-  }
-  d.dscore = d.soft * (d.dsoft - delta);
-  d.dproduct = d.dscore;
-  if (kScores == Scores::all && p.softcap > 0) {
-    const float ratio = capped / p.softcap;
-    d.dproduct *= 1.0f - ratio * ratio;
-  }
-  return d;
-}
-
-// logsumexp in units of log2; +inf, which gives weights of 0, for rows that see no key or are none.
-__device__ __forceinline__ float load_lse2(const AttentionParams& p, int64_t offset, bool exists) {
-  const float lse = exists ? p.logsumexp[offset] : -kInfinity;
-  return lse == -kInfinity ? kInfinity : lse * kLog2E;
-}
-
-// delta of the warp's 16 rows from out . grad_out, eight lanes per row.
-template <class S>
-__device__ __forceinline__ void output_delta(const AttentionBackwardParams& b,
-                                             const typename S::T* grad_tile, int64_t token,
-                                             int head, int rows) {
-  using T = typename S::T;
-  const int lane = threadIdx.x % 32, head_dim = b.forward.head_dim;
-  const T* out = static_cast<const T*>(b.out.data) + token * b.out.token_stride +
-                 int64_t{head} * b.out.head_stride;
-  for (int row = lane / 8; row < 16; row += 4) {
-    float sum = 0.0f;
-    for (int column = lane % 8 * 8; column < head_dim && row < rows; column += 64) {
-      const uint4 x =
-          *reinterpret_cast<const uint4*>(out + int64_t{row} * b.out.token_stride + column);
-      const uint4 y = *reinterpret_cast<const uint4*>(grad_tile + row * kPitch<S::D> + column);
-      const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        sum = fmaf(ptx::low_of<T>(xs[i]), ptx::low_of<T>(ys[i]), sum);
-        sum = fmaf(ptx::high_of<T>(xs[i]), ptx::high_of<T>(ys[i]), sum);
-      }
-    }
-#pragma unroll
-    for (int bit = 1; bit < 8; bit *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
-    if (lane % 8 == 0 && row < rows) b.delta[int64_t{head} * b.forward.total_q + token + row] = sum;
-  }
-  __syncwarp();
-}
-
-// Adds the sums of a tile's score gradients along its diagonals to the tile's share of the relative
-// bias; those clamped to the ends gather in `low` and `high`. Thread x owns diagonal x: key - row =
-// x - 63. All threads of the block; `scratch` is free again after the next barrier.
-template <class S>
-__device__ __forceinline__ void add_diagonals(const float* scratch, float* share, int limit,
-                                              int offset, float& low, float& high) {
-  const int x = threadIdx.x;
-  if (x >= S::kRows + S::kKeys - 1) return;
-  float sum = 0.0f;
-  for (int row = 0; row < S::kRows; ++row) {
-    const int column = row + x - (S::kRows - 1);
-    if (column >= 0 && column < S::kKeys) sum += scratch[row * (S::kKeys + 1) + column];
-  }
-  const int place = offset + x - (S::kRows - 1);
-  if (place <= -limit) {
-    low += sum;
-  } else if (place >= limit) {
-    high += sum;
-  } else {
-    share[place + limit] += sum;
-  }
-}
-
-// The sum of x over the block, the same in every run; for thread 0. `scratch`: 128 floats.
-__device__ __forceinline__ float block_sum(float* scratch, float x) {
-  __syncthreads();
-  scratch[threadIdx.x] = x;
-  __syncthreads();
-  float sum = 0.0f;
-  if (threadIdx.x == 0)
-    for (int i = 0; i < 128; ++i) sum += scratch[i];
-  return sum;
-}
 
 // dq of rows [first_row, first_row + 64) of `head`.
 template <class S>
@@ -147,50 +17,57 @@ __device__ __forceinline__ void query_gradient(const AttentionBackwardParams& b,
                                                const Sequence& sequence, int head, int first_row) {
   using T = typename S::T;
   constexpr int D = S::D, N = S::kKeys / 8, kWarpRows = 16;
+  constexpr Scores kScores = S::kScores;
   const AttentionParams& p = b.forward;
-  T* q_tile = reinterpret_cast<T*>(dynamic_shared());
-  T* grad_tile = q_tile + S::kRows * kPitch<D>;
-  T* k_tile = grad_tile + S::kRows * kPitch<D>;
-  T* v_tile = k_tile + S::kKeys * kPitch<D>;
-  float* scratch = reinterpret_cast<float*>(v_tile + S::kKeys * kPitch<D>);
+  T* own_tiles = reinterpret_cast<T*>(dynamic_shared());
+  float* scratch = reinterpret_cast<float*>(dynamic_shared() + S::kTileBytes);
   const int lane = threadIdx.x % 32, warp_row = warp_index() * kWarpRows;
   const int len_q = sequence.len_q, len_k = sequence.len_k, shift = len_k - len_q;
   const int row = first_row + warp_row, rows = len_q - row;
   const int64_t token = int64_t{sequence.begin_q} + row;
+  const int64_t of_rows = int64_t{head} * p.total_q + token;
   const float slope = slope_of(p, sequence.index, head);
 
   const int last_row = least(first_row + S::kRows, len_q) - 1;
   const int begin = most(first_row + shift - p.window_left, 0) / S::kKeys * S::kKeys;
   const int end = least(len_k, last_row + shift + p.window_right + 1);
 
-  auto q_rows = tile_rows<T>(p.q, sequence.begin_q, len_q, head, p.heads, 1, 31);
-  auto grad_rows = tile_rows<T>(b.grad_out, sequence.begin_q, len_q, head, p.heads, 1, 31);
-  q_rows.token = grad_rows.token = first_row;
-  load_rows<T, D, S::kRows, S::kThreads, false>(q_tile, q_rows, p.head_dim);
-  load_rows<T, D, S::kRows, S::kThreads, false>(grad_tile, grad_rows, p.head_dim);
-  ptx::cp_async_commit();
-  ptx::cp_async_wait<0>();
-  add_bias<T, D, S::kRows, S::kThreads>(q_tile, q_rows, p.head_dim);
+  const TilePairs<S, S::kRows> own{
+      own_tiles,
+      {p.q, sequence.begin_q, len_q, head, p.heads, 1, kOneHead},
+      {b.grad_out, sequence.begin_q, len_q, head, p.heads, 1, kOneHead},
+      p.head_dim};
+  const TilePairs<S, S::kKeys> keys{
+      own_tiles + 2 * own.kTile,
+      {p.k, sequence.begin_k, len_k, head, p.heads, p.group, kOneHead},
+      {p.v, sequence.begin_k, len_k, head, p.heads, p.group, kOneHead},
+      p.head_dim};
+  own.load(first_row);
   __syncthreads();
+  const OperandRows<T, D, 1> q_rows{own_tiles + warp_row * kPitch<D>};
+  const OperandRows<T, D, 1> grad_rows{q_rows.tile + own.kTile};
 
   // Clipping separates the softmax from what met v, and the relative bias magnifies the rounding of
   // out: both take delta from the scores, in a pass of its own.
-  const bool has_relative = S::kScores == Scores::all && b.relative_shares != nullptr;
-  const bool sums_delta = S::kScores == Scores::all && (p.clip || has_relative);
+  const bool has_relative = kScores == Scores::all && b.relative_shares != nullptr;
+  const bool sums_delta = kScores == Scores::all && (p.clip || has_relative);
   float lse2[2], delta[2] = {0.0f, 0.0f};
-  if (!sums_delta) output_delta<S>(b, grad_tile + warp_row * kPitch<D>, token, head, rows);
+  if (!sums_delta) output_delta<S>(b, grad_rows.tile, token, head, rows);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int own = lane / 4 + 8 * r;
-    const int64_t offset = int64_t{head} * p.total_q + token + own;
-    lse2[r] = load_lse2(p, offset, own < rows);
-    if (!sums_delta && own < rows) delta[r] = b.delta[offset];
+    const int own_row = lane / 4 + 8 * r;
+    // +inf, which gives weights of 0, for rows that see no key or are none.
+    const float lse = own_row < rows ? p.logsumexp[of_rows + own_row] : -kInfinity;
+    lse2[r] = lse == -kInfinity ? kInfinity : lse * kLog2E;
+    if (!sums_delta && own_row < rows) delta[r] = b.delta[of_rows + own_row];
+    if (lane % 4 == 0 && own_row < rows) b.lse2[of_rows + own_row] = lse2[r];
   }
 
   float dq[1][D / 8][4];
   set_zero(dq);
-  // Of the slope's gradient: sums over keys of dscore * |distance|, softmax * |distance|, dscore.
-  float far[2] = {0.0f, 0.0f}, mean_far[2] = {0.0f, 0.0f}, residue[2] = {0.0f, 0.0f};
+  LinearBias<N> zeros, linear;
+  const bool sums_slope = kScores != Scores::plain && b.slope_shares != nullptr;
+  SlopeSums sums[2];
   float low = 0.0f, high = 0.0f;
   const int64_t tile =
       int64_t{sequence.begin_q / kShortRows} + sequence.index + first_row / kShortRows;
@@ -198,108 +75,96 @@ __device__ __forceinline__ void query_gradient(const AttentionBackwardParams& b,
   float* share = has_relative ? b.relative_shares + (tile * p.heads + head) * share_size : nullptr;
 
   for (int pass = sums_delta ? 0 : 1; pass < 2; ++pass) {
-    for (int key = begin; key < end; key += S::kKeys) {
-      auto k_rows = tile_rows<T>(p.k, sequence.begin_k, len_k, head, p.heads, p.group, 31);
-      auto v_rows = tile_rows<T>(p.v, sequence.begin_k, len_k, head, p.heads, p.group, 31);
-      k_rows.token = v_rows.token = key;
-      if (key + S::kKeys <= len_k) {
-        load_rows<T, D, S::kKeys, S::kThreads, true>(k_tile, k_rows, p.head_dim);
-        load_rows<T, D, S::kKeys, S::kThreads, true>(v_tile, v_rows, p.head_dim);
-      } else {
-        load_rows<T, D, S::kKeys, S::kThreads, false>(k_tile, k_rows, p.head_dim);
-        load_rows<T, D, S::kKeys, S::kThreads, false>(v_tile, v_rows, p.head_dim);
-      }
-      ptx::cp_async_commit();
-      ptx::cp_async_wait<0>();
-      add_bias<T, D, S::kKeys, S::kThreads>(k_tile, k_rows, p.head_dim);
-      add_bias<T, D, S::kKeys, S::kThreads>(v_tile, v_rows, p.head_dim);
-      __syncthreads();
-
-      const int distance = row + shift - key;
-      const int nearest = distance - (S::kKeys - 1), farthest = distance + kWarpRows - 1;
-      const bool works =
-          is_uniform(rows > 0 && farthest >= -p.window_right && nearest <= p.window_left);
-      bool inside = S::kScores != Scores::all && key + S::kKeys <= len_k && rows >= kWarpRows &&
-                    nearest >= -p.window_right && farthest <= p.window_left;
-      if (S::kScores == Scores::alibi) inside = inside && (nearest >= 0 || farthest <= 0);
-      inside = is_uniform(inside);
-      float s[1][N][4], dp[1][N][4];
-      set_zero(s);
-      set_zero(dp);
-      if (works) {
-        multiply_rows<T, D>(s, SharedRows<T, D, 1>{q_tile + warp_row * kPitch<D>}, k_tile);
-        multiply_rows<T, D>(dp, SharedRows<T, D, 1>{grad_tile + warp_row * kPitch<D>}, v_tile);
-        const auto differentiate_tile = [&](auto is_inside) {
-          constexpr bool kInside = decltype(is_inside)::value;
-          const float signed_slope = kInside && nearest < 0 ? -slope : slope;
+    keys.pass(
+        begin, end, [](int, int) {},
+        [&](const T* k_tile, const T* v_tile, int, int key) {
+          const int distance = row + shift - key;
+          const auto [works, inside] =
+              classify_tile<kScores>(p, rows > 0, key + S::kKeys <= len_k && rows >= kWarpRows,
+                                     distance - (S::kKeys - 1), distance + kWarpRows - 1);
+          float s[1][N][4], dp[1][N][4];
+          if (inside) {
+            // Accumulators start from the biases and from -delta.
+            const float scale = p.scale * kLog2E, sign = distance > 0 ? 1.0f : -1.0f;
+            float less_delta[N][4], offset[2];
+            SlopeSums of_tile[2];
+            if (kScores == Scores::alibi) linear.follow(sign * slope * kLog2E, scale);
 #pragma unroll
-          for (int n = 0; n < N; ++n) {
-            float keep[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-            if (S::kScores == Scores::all && p.dropout)
-              keep_factors(keep, p, head, sequence.begin_q + row, key + n * 8);
+            for (int i = 0; i < N * 4; ++i) less_delta[i / 4][i % 4] = -delta[i % 4 / 2];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              const int column = n * 8 + lane % 4 * 2 + i % 2, r = i / 2;
-              const int apart = distance + lane / 4 + 8 * r - column;
-              const ScoreGradient d = differentiate<S::kScores, kInside>(
-                  p, s[0][n][i], dp[0][n][i], head, signed_slope, apart, key + column < len_k,
-                  lse2[r], delta[r], keep[i]);
-              if (S::kScores == Scores::all && pass == 0) delta[r] += d.soft * d.dsoft;
-              if (S::kScores != Scores::plain && b.slope_shares != nullptr) {
-                const float away = fabsf(static_cast<float>(apart));
-                far[r] = fmaf(d.dscore, away, far[r]);
-                mean_far[r] = fmaf(d.soft, away, mean_far[r]);
-                residue[r] += d.dscore;
+            for (int r = 0; r < 2; ++r)
+              offset[r] = -linear.per_column * static_cast<float>(distance) - lse2[r];
+            multiply_rows(s, linear.start, q_rows, k_tile);
+            multiply_rows(dp, less_delta, grad_rows, v_tile);
+#pragma unroll
+            for (int i = 0; i < N * 4; ++i) {
+              float& x = s[0][i / 4][i % 4];
+              const ScoreGradient d = differentiate<kScores>(p, fmaf(x, scale, offset[i % 4 / 2]),
+                                                             0.0f, dp[0][i / 4][i % 4], 0.0f, 1.0f);
+              if (sums_slope) of_tile[i % 4 / 2].add(d, i / 4 * 8 + i % 2);
+              x = d.dproduct;
+            }
+#pragma unroll
+            for (int r = 0; r < 2; ++r)
+              sums[r].add(of_tile[r], sign, distance + lane / 4 + 8 * r - lane % 4 * 2);
+          } else if (works) {
+            multiply_rows(s, zeros.start, q_rows, k_tile);
+            multiply_rows(dp, zeros.start, grad_rows, v_tile);
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+              float keep[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+              if (kScores == Scores::all && p.dropout)
+                keep_factors(keep, p, head, sequence.begin_q + row, key + n * 8);
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                const int column = n * 8 + lane % 4 * 2 + i % 2, r = i / 2;
+                const int apart = distance + lane / 4 + 8 * r - column;
+                const float x = edge_exponent<kScores>(p, s[0][n][i], head, slope, apart,
+                                                       key + column < len_k, lse2[r]);
+                const ScoreGradient d =
+                    differentiate<kScores>(p, x, s[0][n][i], dp[0][n][i], delta[r], keep[i]);
+                if (kScores == Scores::all && pass == 0) delta[r] += d.soft * d.dsoft;
+                if (sums_slope) sums[r].add(d, fabsf(static_cast<float>(apart)));
+                s[0][n][i] = d.dproduct;
+                dp[0][n][i] = d.dscore;
               }
-              s[0][n][i] = d.dproduct;
-              dp[0][n][i] = d.dscore;
             }
           }
-        };
-        if (inside) {
-          differentiate_tile(std::true_type{});
-        } else {
-          differentiate_tile(std::false_type{});
-        }
-        if (pass == 1) multiply_weights<T, D>(dq, s, k_tile);
-      }
-      if (S::kScores == Scores::all && has_relative && pass == 1) {
+          if (works && pass == 1) multiply_weights<T, D>(dq, s, k_tile);
+          if (has_relative && pass == 1) {
 #pragma unroll
-        for (int i = 0; i < N * 4; ++i) {
-          const int column = i / 4 * 8 + lane % 4 * 2 + i % 2, own = lane / 4 + i % 4 / 2 * 8;
-          scratch[(warp_row + own) * (S::kKeys + 1) + column] = dp[0][i / 4][i % 4];
-        }
-        __syncthreads();
-        add_diagonals<S>(scratch, share, p.relative_limit, key - first_row - shift, low, high);
-      }
-      __syncthreads();  // the next K and V overwrite these
-    }
-    if (S::kScores == Scores::all && pass == 0) {
+            for (int i = 0; i < N * 4; ++i) {
+              const int column = i / 4 * 8 + lane % 4 * 2 + i % 2,
+                        own_row = lane / 4 + i % 4 / 2 * 8;
+              scratch[(warp_row + own_row) * (S::kKeys + 1) + column] =
+                  works ? dp[0][i / 4][i % 4] : 0.0f;
+            }
+            __syncthreads();
+            add_diagonals<S>(scratch, share, p.relative_limit, key - first_row - shift, low, high);
+          }
+        });
+    if (kScores == Scores::all && pass == 0) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         delta[r] = row_sum(delta[r]);
-        const int own = lane / 4 + 8 * r;
-        if (lane % 4 == 0 && own < rows)
-          b.delta[int64_t{head} * p.total_q + token + own] = delta[r];
-        far[r] = mean_far[r] = residue[r] = 0.0f;
+        const int own_row = lane / 4 + 8 * r;
+        if (lane % 4 == 0 && own_row < rows) b.delta[of_rows + own_row] = delta[r];
+        sums[r] = {};
       }
     }
   }
 
-  if (S::kScores != Scores::plain && b.slope_shares != nullptr) {
+  if (sums_slope) {
     // A row of dscores sums to zero but for the rounding of delta, which distances would magnify.
     float sum = 0.0f;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float row_far = row_sum(far[r]), row_mean = row_sum(mean_far[r]);
-      sum -= row_far - row_sum(residue[r]) * row_mean;
-    }
-    sum = block_sum(reinterpret_cast<float*>(k_tile), lane % 4 == 0 ? sum : 0.0f);
+    for (int r = 0; r < 2; ++r)
+      sum -= row_sum(sums[r].far) - row_sum(sums[r].residue) * row_sum(sums[r].mean_far);
+    sum = block_sum(scratch, lane % 4 == 0 ? sum : 0.0f);
     if (threadIdx.x == 0) b.slope_shares[tile * p.heads + head] = sum;
   }
   if (has_relative) {
-    const float sum_low = block_sum(reinterpret_cast<float*>(k_tile), low);
-    const float sum_high = block_sum(reinterpret_cast<float*>(k_tile), high);
+    const float sum_low = block_sum(scratch, low), sum_high = block_sum(scratch, high);
     if (threadIdx.x == 0) {
       share[0] += sum_low;
       share[share_size - 1] += sum_high;
@@ -308,10 +173,7 @@ __device__ __forceinline__ void query_gradient(const AttentionBackwardParams& b,
   if (rows > 0) {
     float factor[1][2] = {{p.scale, p.scale}};
     scale_rows(dq, factor);
-    T* out =
-        static_cast<T*>(b.dq.data) + token * b.dq.token_stride + int64_t{head} * b.dq.head_stride;
-    store_rows<T, D, 1>(q_tile + warp_row * kPitch<D>, dq, out, b.dq.token_stride, rows,
-                        p.head_dim);
+    store_gradient<S>(b.dq, own_tiles + warp_row * kPitch<D>, dq, token, head, rows, p.head_dim);
   }
   __syncthreads();  // the next tile overwrites these
 }
@@ -322,13 +184,11 @@ __device__ __forceinline__ void key_gradient(const AttentionBackwardParams& b,
                                              const Sequence& sequence, int head_kv, int first_key) {
   using T = typename S::T;
   constexpr int D = S::D, N = S::kQueries / 8, kWarpRows = 16;
+  constexpr Scores kScores = S::kScores;
   const AttentionParams& p = b.forward;
-  T* k_tile = reinterpret_cast<T*>(dynamic_shared());
-  T* v_tile = k_tile + S::kRows * kPitch<D>;
-  T* q_tile = v_tile + S::kRows * kPitch<D>;
-  T* grad_tile = q_tile + S::kQueries * kPitch<D>;
-  float* lse2 = reinterpret_cast<float*>(grad_tile + S::kQueries * kPitch<D>);
-  float* delta = lse2 + S::kQueries;
+  T* own_tiles = reinterpret_cast<T*>(dynamic_shared());
+  // Per stage: logsumexp in units of log2, then delta, of the tile's queries.
+  float* row_values = reinterpret_cast<float*>(dynamic_shared() + S::kTileBytes);
   const int lane = threadIdx.x % 32, warp_row = warp_index() * kWarpRows;
   const int len_q = sequence.len_q, len_k = sequence.len_k, shift = len_k - len_q;
   const int key = first_key + warp_row, rows = len_k - key;
@@ -338,119 +198,96 @@ __device__ __forceinline__ void key_gradient(const AttentionBackwardParams& b,
   const int end = least(len_q, last_key - shift + p.window_left + 1);
 
   const int heads_kv = p.heads / p.group;
-  auto k_rows = tile_rows<T>(p.k, sequence.begin_k, len_k, head_kv, heads_kv, 1, 31);
-  auto v_rows = tile_rows<T>(p.v, sequence.begin_k, len_k, head_kv, heads_kv, 1, 31);
-  k_rows.token = v_rows.token = first_key;
-  load_rows<T, D, S::kRows, S::kThreads, false>(k_tile, k_rows, p.head_dim);
-  load_rows<T, D, S::kRows, S::kThreads, false>(v_tile, v_rows, p.head_dim);
-  ptx::cp_async_commit();
-  ptx::cp_async_wait<0>();
-  add_bias<T, D, S::kRows, S::kThreads>(k_tile, k_rows, p.head_dim);
-  add_bias<T, D, S::kRows, S::kThreads>(v_tile, v_rows, p.head_dim);
+  const TilePairs<S, S::kRows> own{own_tiles,
+                                   {p.k, sequence.begin_k, len_k, head_kv, heads_kv, 1, kOneHead},
+                                   {p.v, sequence.begin_k, len_k, head_kv, heads_kv, 1, kOneHead},
+                                   p.head_dim};
+  own.load(first_key);
+  const OperandRows<T, D, 1> k_rows{own_tiles + warp_row * kPitch<D>};
+  const OperandRows<T, D, 1> v_rows{k_rows.tile + own.kTile};
 
   float dk[1][kDk ? D / 8 : 1][4], dv[1][kDv ? D / 8 : 1][4];
   set_zero(dk);
   set_zero(dv);
+  LinearBias<N> zeros, linear;
   for (int member = 0; member < p.group; ++member) {
     const int head = head_kv * p.group + member;
     const float slope = slope_of(p, sequence.index, head);
-    for (int row = begin; row < end; row += S::kQueries) {
-      auto q_rows = tile_rows<T>(p.q, sequence.begin_q, len_q, head, p.heads, 1, 31);
-      auto grad_rows = tile_rows<T>(b.grad_out, sequence.begin_q, len_q, head, p.heads, 1, 31);
-      q_rows.token = grad_rows.token = row;
-      if (row + S::kQueries <= len_q) {
-        load_rows<T, D, S::kQueries, S::kThreads, true>(q_tile, q_rows, p.head_dim);
-        load_rows<T, D, S::kQueries, S::kThreads, true>(grad_tile, grad_rows, p.head_dim);
-      } else {
-        load_rows<T, D, S::kQueries, S::kThreads, false>(q_tile, q_rows, p.head_dim);
-        load_rows<T, D, S::kQueries, S::kThreads, false>(grad_tile, grad_rows, p.head_dim);
-      }
-      ptx::cp_async_commit();
-      if (threadIdx.x < S::kQueries) {
-        const bool exists = row + static_cast<int>(threadIdx.x) < len_q;
-        const int64_t offset = int64_t{head} * p.total_q + sequence.begin_q + row + threadIdx.x;
-        lse2[threadIdx.x] = load_lse2(p, offset, exists);
-        delta[threadIdx.x] = exists ? b.delta[offset] : 0.0f;
-      }
-      ptx::cp_async_wait<0>();
-      add_bias<T, D, S::kQueries, S::kThreads>(q_tile, q_rows, p.head_dim);
-      __syncthreads();
-
-      const int distance = row + shift - key;
-      const int nearest = distance - (kWarpRows - 1), farthest = distance + S::kQueries - 1;
-      const bool works =
-          is_uniform(rows > 0 && farthest >= -p.window_right && nearest <= p.window_left);
-      bool inside = S::kScores != Scores::all && row + S::kQueries <= len_q && rows >= kWarpRows &&
-                    nearest >= -p.window_right && farthest <= p.window_left;
-      if (S::kScores == Scores::alibi) inside = inside && (nearest >= 0 || farthest <= 0);
-      inside = is_uniform(inside);
-      if (works) {
-        float s[1][N][4], dp[1][N][4];
-        set_zero(s);
-        set_zero(dp);
-        multiply_rows<T, D>(s, SharedRows<T, D, 1>{k_tile + warp_row * kPitch<D>}, q_tile);
-        if constexpr (kDk)
-          multiply_rows<T, D>(dp, SharedRows<T, D, 1>{v_tile + warp_row * kPitch<D>}, grad_tile);
-        const auto differentiate_tile = [&](auto is_inside) {
-          constexpr bool kInside = decltype(is_inside)::value;
-          const float signed_slope = kInside && nearest < 0 ? -slope : slope;
+    const TilePairs<S, S::kQueries> queries{
+        own_tiles + 2 * own.kTile,
+        {p.q, sequence.begin_q, len_q, head, p.heads, 1, kOneHead},
+        {b.grad_out, sequence.begin_q, len_q, head, p.heads, 1, kOneHead},
+        p.head_dim};
+    const auto start_row_values = [&](int stage, int row) {
+      const int i = threadIdx.x % S::kQueries, which = threadIdx.x / S::kQueries;
+      if (which > 1) return;
+      const float* source =
+          (which == 0 ? b.lse2 : b.delta) + int64_t{head} * p.total_q + sequence.begin_q + row + i;
+      ptx::cp_async<4>(row_values + (2 * stage + which) * S::kQueries + i, source,
+                       row + i < len_q ? 4 : 0);
+    };
+    queries.pass(
+        begin, end, start_row_values, [&](const T* q_tile, const T* grad_tile, int stage, int row) {
+          const float* lse2 = row_values + 2 * stage * S::kQueries;
+          const float* delta = lse2 + S::kQueries;
+          const int distance = row + shift - key;
+          const auto [works, inside] =
+              classify_tile<kScores>(p, rows > 0, row + S::kQueries <= len_q && rows >= kWarpRows,
+                                     distance - (kWarpRows - 1), distance + S::kQueries - 1);
+          if (!works) return;
+          float s[1][N][4], dp[1][N][4];
+          set_zero(dp);
+          if constexpr (kDk) multiply_rows(dp, zeros.start, v_rows, grad_tile);
+          const auto differentiate_tile = [&](const auto& exponent) {
 #pragma unroll
-          for (int n = 0; n < N; ++n) {
-            float keep[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-            if (S::kScores == Scores::all && p.dropout)
-              keep_factors_transposed(keep, p, head, sequence.begin_q + row + n * 8, key);
+            for (int n = 0; n < N; ++n) {
+              float keep[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+              if (kScores == Scores::all && p.dropout)
+                keep_factors_transposed(keep, p, head, sequence.begin_q + row + n * 8, key);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              const int column = n * 8 + lane % 4 * 2 + i % 2, own = lane / 4 + i / 2 * 8;
-              const ScoreGradient d = differentiate<S::kScores, kInside>(
-                  p, s[0][n][i], dp[0][n][i], head, signed_slope, distance + column - own,
-                  own < rows && row + column < len_q, lse2[column], delta[column], keep[i]);
-              s[0][n][i] = d.weight;
-              dp[0][n][i] = d.dproduct;
+              for (int i = 0; i < 4; ++i) {
+                const int column = n * 8 + lane % 4 * 2 + i % 2, own_row = lane / 4 + i / 2 * 8;
+                const float x = exponent(s[0][n][i], own_row, column);
+                const ScoreGradient d =
+                    differentiate<kScores>(p, x, s[0][n][i], dp[0][n][i], delta[column], keep[i]);
+                s[0][n][i] = d.weight;
+                dp[0][n][i] = d.dproduct;
+              }
             }
+          };
+          if (inside) {
+            const float scale = p.scale * kLog2E;
+            if (kScores == Scores::alibi)
+              linear.follow((distance > 0 ? -slope : slope) * kLog2E, scale);
+            const float bias = linear.per_column * static_cast<float>(distance);
+            multiply_rows(s, linear.start, k_rows, q_tile);
+            differentiate_tile([&](float product, int, int column) {
+              return fmaf(product, scale, bias - lse2[column]);
+            });
+          } else {
+            multiply_rows(s, zeros.start, k_rows, q_tile);
+            differentiate_tile([&](float& product, int own_row, int column) {
+              return edge_exponent<kScores>(p, product, head, slope, distance + column - own_row,
+                                            own_row < rows && row + column < len_q, lse2[column]);
+            });
           }
-        };
-        if (inside) {
-          differentiate_tile(std::true_type{});
-        } else {
-          differentiate_tile(std::false_type{});
-        }
-        if constexpr (kDv) multiply_weights<T, D>(dv, s, grad_tile);
-        if constexpr (kDk) multiply_weights<T, D>(dk, dp, q_tile);
-      }
-      __syncthreads();  // the next Q and gradient overwrite these
-    }
+          if constexpr (kDv) multiply_weights<T, D>(dv, s, grad_tile);
+          if constexpr (kDk) multiply_weights<T, D>(dk, dp, q_tile);
+        });
   }
 
   __syncthreads();  // also where no query came: K and V of other threads are complete
   if (rows > 0) {
     const int64_t token = int64_t{sequence.begin_k} + key;
-    T* tile = k_tile + warp_row * kPitch<D>;
-    const auto write = [&](const AttentionGradient& to, float (&values)[1][D / 8][4]) {
-      T* out =
-          static_cast<T*>(to.data) + token * to.token_stride + int64_t{head_kv} * to.head_stride;
-      store_rows<T, D, 1>(tile, values, out, to.token_stride, rows, p.head_dim);
-    };
+    T* tile = own_tiles + warp_row * kPitch<D>;
     if constexpr (kDk) {
       float factor[1][2] = {{p.scale, p.scale}};
       scale_rows(dk, factor);
-      write(b.dk, dk);
+      store_gradient<S>(b.dk, tile, dk, token, head_kv, rows, p.head_dim);
     }
-    if constexpr (kDv) write(b.dv, dv);
+    if constexpr (kDv) store_gradient<S>(b.dv, tile, dv, token, head_kv, rows, p.head_dim);
   }
   __syncthreads();  // the next tile overwrites these
-}
-
-template <class S>
-__device__ __forceinline__ void key_gradients(const AttentionBackwardParams& b,
-                                              const Sequence& sequence, int head_kv,
-                                              int first_key) {
-  if constexpr (S::kSplits) {
-    key_gradient<S, true, false>(b, sequence, head_kv, first_key);
-    key_gradient<S, false, true>(b, sequence, head_kv, first_key);
-  } else {
-    key_gradient<S, true, true>(b, sequence, head_kv, first_key);
-  }
 }
 
 // Rows of a gradient behind the last sequence: zeros, or NaN where cu_seqlens is malformed.
@@ -470,65 +307,81 @@ __device__ __forceinline__ void clear_gradient(const AttentionGradient& to, cons
   }
 }
 
-// Short sequences: everything of one sequence and head of k. Also what belongs to no sequence.
+// A unit of work: tiles [begin, end) of a sequence and head of k. First come the tiles of queries,
+// of one head of the group after the other, then those of keys.
+struct BackwardUnit {
+  int sequence = -1, head_kv = 0, begin = 0, end = 0;  // sequence < 0: nothing to do
+};
+
+__device__ __forceinline__ int tiles_of(int length) {
+  return (length + kShortRows - 1) / kShortRows;
+}
+
+// A short sequence whole, or one tile of a long one.
+__device__ __forceinline__ BackwardUnit find_unit(const AttentionBackwardParams& b, int64_t index) {
+  const AttentionParams& p = b.forward;
+  const bool is_short = b.phase == BackwardPhase::short_sequences;
+  const bool of_keys = b.phase == BackwardPhase::keys;
+  const int heads = b.phase == BackwardPhase::queries ? p.heads : p.heads / p.group;
+  const int head = index % heads, halves = is_short ? 1 : kLongRows / kShortRows;
+  const int64_t part = index / heads;
+  const Item item = plan_item(of_keys ? b.key_plan : p.plan,
+                              part / halves + (is_short ? p.plan_items : 0), p.batch);
+  if (item.sequence < 0) return {};
+  const Sequence s = find_sequence(p, item.sequence);
+  const int tiles_q = tiles_of(s.len_q), of_queries = p.group * tiles_q;
+  if (is_short) {
+    if (most(s.len_q, s.len_k) > kShortLength) return {};
+    return {item.sequence, head, 0, of_queries + tiles_of(s.len_k)};
+  }
+  const int row = item.first_row + static_cast<int>(part % halves) * kShortRows;
+  if (row >= (of_keys ? s.len_k : s.len_q)) return {};
+  const int before = of_keys ? of_queries : head % p.group * tiles_q;
+  const int tile = before + row / kShortRows;
+  return {item.sequence, of_keys ? head : head / p.group, tile, tile + 1};
+}
+
+__device__ __forceinline__ int64_t count_units(const AttentionBackwardParams& b) {
+  constexpr int kHalves = kLongRows / kShortRows;
+  const AttentionParams& p = b.forward;
+  const int heads_kv = p.heads / p.group;
+  switch (b.phase) {
+    case BackwardPhase::short_sequences: return int64_t{p.batch} * heads_kv;
+    case BackwardPhase::queries:
+      return int64_t{clamp(p.plan[kPlanLong], 0, p.plan_items)} * kHalves * p.heads;
+    default: return int64_t{clamp(b.key_plan[kPlanLong], 0, b.key_plan_items)} * kHalves * heads_kv;
+  }
+}
+
+// All phases are the same code: kernels take long to compile. The first also clears what belongs to
+// no sequence.
 template <class S>
-__device__ __forceinline__ void short_gradients(const AttentionBackwardParams& b) {
+__global__ void __launch_bounds__(S::kThreads)
+    attention_backward_kernel(const __grid_constant__ AttentionBackwardParams b) {
   using T = typename S::T;
   const AttentionParams& p = b.forward;
+  for (int64_t index = blockIdx.x; index < count_units(b); index += gridDim.x) {
+    const BackwardUnit unit = find_unit(b, index);
+    for (int tile = unit.begin; tile < unit.end; ++tile) {
+      // Read anew, and so are the units counted: registers are for the tiles.
+      const Sequence sequence = find_sequence(p, unit.sequence);
+      const int tiles_q = tiles_of(sequence.len_q), key_tile = tile - p.group * tiles_q;
+      if (key_tile < 0) {
+        const int head = unit.head_kv * p.group + tile / tiles_q;
+        query_gradient<S>(b, sequence, head, tile % tiles_q * kShortRows);
+      } else if constexpr (S::kSplits) {
+        key_gradient<S, true, false>(b, sequence, unit.head_kv, key_tile * kShortRows);
+        key_gradient<S, false, true>(b, sequence, unit.head_kv, key_tile * kShortRows);
+      } else {
+        key_gradient<S, true, true>(b, sequence, unit.head_kv, key_tile * kShortRows);
+      }
+    }
+  }
+  if (b.phase != BackwardPhase::short_sequences) return;
   const int heads_kv = p.heads / p.group;
   clear_gradient<T>(b.dq, p.plan, p.total_q, p.heads, p.head_dim);
   clear_gradient<T>(b.dk, b.key_plan, p.total_k, heads_kv, p.head_dim);
   clear_gradient<T>(b.dv, b.key_plan, p.total_k, heads_kv, p.head_dim);
-  const int64_t units = int64_t{p.batch} * heads_kv;
-  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
-    const Item item = plan_item(p.plan, p.plan_items + unit / heads_kv, p.batch);
-    if (item.sequence < 0) continue;
-    const Sequence sequence = find_sequence(p, item.sequence);
-    if (most(sequence.len_q, sequence.len_k) > kShortLength) continue;
-    const int head_kv = unit % heads_kv;
-    for (int member = 0; member < p.group; ++member)
-      for (int row = 0; row < sequence.len_q; row += S::kRows)
-        query_gradient<S>(b, sequence, head_kv * p.group + member, row);
-    for (int key = 0; key < sequence.len_k; key += S::kRows)
-      key_gradients<S>(b, sequence, head_kv, key);
-  }
-}
-
-// Calls body(sequence, first row, head) for the tiles of 64 rows of long sequences. `heads` are
-// those of the side that `plan` lists.
-template <class Body>
-__device__ __forceinline__ void for_long_tiles(const AttentionParams& p, const int32_t* plan,
-                                               int plan_items, int heads, const Body& body) {
-  constexpr int kHalves = kLongRows / kShortRows;
-  const int64_t units = int64_t{clamp(plan[kPlanLong], 0, plan_items)} * kHalves * heads;
-  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
-    const int64_t half = unit / heads;
-    const Item item = plan_item(plan, half / kHalves, p.batch);
-    if (item.sequence < 0) continue;
-    const int first = item.first_row + static_cast<int>(half % kHalves) * kShortRows;
-    body(find_sequence(p, item.sequence), first, static_cast<int>(unit % heads));
-  }
-}
-
-// A kernel has the code of all phases: kernels take minutes to compile, and two blocks fit on a
-// multiprocessor in any case.
-template <class S>
-__global__ void __launch_bounds__(S::kThreads)
-    attention_backward_kernel(const __grid_constant__ AttentionBackwardParams b) {
-  const AttentionParams& p = b.forward;
-  switch (b.phase) {
-    case BackwardPhase::short_sequences: return short_gradients<S>(b);
-    case BackwardPhase::queries:
-      return for_long_tiles(p, p.plan, p.plan_items, p.heads,
-                            [&](const Sequence& sequence, int row, int head) {
-                              if (row < sequence.len_q) query_gradient<S>(b, sequence, head, row);
-                            });
-    case BackwardPhase::keys:
-      return for_long_tiles(p, b.key_plan, b.key_plan_items, p.heads / p.group,
-                            [&](const Sequence& sequence, int key, int head_kv) {
-                              if (key < sequence.len_k) key_gradients<S>(b, sequence, head_kv, key);
-                            });
-  }
 }
 
 }  // namespace taut

@@ -12,6 +12,11 @@ inline Scores scores_of(const AttentionParams& p) {
   return p.alibi_slopes != nullptr ? Scores::alibi : Scores::plain;
 }
 
+// Whether a sequence may be long.
+inline bool has_long(const AttentionParams& p) {
+  return p.total_q > kShortLength || p.total_k > kShortLength;
+}
+
 // Calls body.run<D, kScores>() for the smallest D that holds head_dim.
 template <int D, class Body>
 void with_scores(Scores scores, const Body& body) {
@@ -46,7 +51,7 @@ struct ForwardLauncher {
     constexpr bool kHasLong = kScores != Scores::all && (D == 64 || D == 128);
     if constexpr (kHasLong) {
       using Long = ForwardShape<T, D, D == 64 ? 4 : 8, D == 64 ? 2 : 1, kScores>;
-      if (p.total_q > kShortLength || p.total_k > kShortLength)
+      if (!p.on_hopper && has_long(p))
         launch("attention_long", attention_long_kernel<Long>, Long::kThreads, Long::kSharedBytes,
                int64_t{p.plan_items} * p.heads, p);
     }
@@ -77,7 +82,7 @@ struct BackwardLauncher {
              units, phased);
     };
     run_phase(BackwardPhase::short_sequences, int64_t{p.batch} * heads_kv);
-    if (p.total_q <= kShortLength && p.total_k <= kShortLength) return;
+    if (!has_long(p)) return;
     constexpr int kTiles = kLongRows / kShortRows;
     run_phase(BackwardPhase::queries, kTiles * int64_t{p.plan_items} * p.heads);
     run_phase(BackwardPhase::keys, kTiles * int64_t{b.key_plan_items} * heads_kv);

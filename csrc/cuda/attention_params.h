@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cuda/ptx/tensor_map.h"
+
 namespace taut {
 
 // ---- the plan
@@ -67,8 +69,15 @@ struct AttentionParams {
   uint32_t dropout_threshold;     // keep where the random word is at least this
   float keep_scale;
   uint32_t seed[2];
+  bool on_hopper;  // attention_hopper.cuh takes the items of the classes long and one
 };
 constexpr int32_t kNoWindow = 1 << 30;
+
+// For attention_hopper.cuh: boxes of 64 tokens of one head and 64 channels, swizzled by 128 bytes.
+struct HopperParams {
+  ptx::TensorMap q, k, v;
+  AttentionParams attention;
+};
 
 // A gradient to write, strides in elements.
 struct AttentionGradient {
@@ -85,7 +94,9 @@ struct AttentionBackwardParams {
   AttentionParams forward;  // its out is not used
   AttentionRows out, grad_out;
   AttentionGradient dq, dk, dv;
-  float* delta;             // (heads, total_q): sum over keys of softmax times its gradient
+  // (heads, total_q), from the queries to the keys:
+  float* lse2;              // logsumexp in units of log2, +inf for rows that see no key
+  float* delta;             // sum over keys of softmax times its gradient
   const int32_t* key_plan;  // the plan of the other side, items are rows of k
   int32_t key_plan_items;
   // Shares of the gradients of the biases, one per tile of kShortRows rows and head; tile t of

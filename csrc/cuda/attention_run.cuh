@@ -24,8 +24,11 @@ struct PersistentLaunch {
 };
 
 template <class T>
-void run_attention(const AttentionParams& p, int32_t device, cudaStream_t stream) {
+const char* run_attention(AttentionParams p, int32_t device, cudaStream_t stream) {
+  if constexpr (kHasHopper)
+    p.on_hopper = compute_capability(device) == 90 && run_attention_hopper<T>(p, device, stream);
   launch_attention<T>(p, PersistentLaunch{device, stream});
+  return p.on_hopper ? "native/hopper" : "native";
 }
 template <class T>
 void run_attention_backward(const AttentionBackwardParams& b, int32_t device, cudaStream_t stream) {

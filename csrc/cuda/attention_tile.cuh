@@ -4,6 +4,7 @@
 #pragma once
 #include "cuda/attention_params.h"
 #include "cuda/device.h"
+#include "cuda/ptx/bits.h"
 #include "cuda/ptx/convert.h"
 #include "cuda/ptx/cp_async.h"
 #include "cuda/ptx/ldmatrix.h"
@@ -60,124 +61,132 @@ __device__ __forceinline__ Item plan_item(const int32_t* plan, int index, int ba
 
 // ---- operands
 
-// Row i of a tile is `head`'s row of token `token + i`, or, where tiles hold several heads of 1 <<
-// log2_rows rows each, that of head `head + (i >> log2_rows)` and token i modulo the rows.
-template <class T>
-struct TileRows {
-  const T* data;  // of the sequence's first token, head 0
-  const T* bias;  // of head 0, or null
-  int token_stride, head_stride;
-  int token, length;              // rows [length, ...) of the sequence are zeros
-  int head, heads, heads_per_kv;  // heads past `heads` are zeros
-  int log2_rows;
-};
+constexpr int kOneHead = 30;  // log2 of the rows of a head in tiles that hold one
 
-template <class T>
-__device__ __forceinline__ TileRows<T> tile_rows(const AttentionRows& from, int begin, int length,
-                                                 int head, int heads, int heads_per_kv,
-                                                 int log2_rows) {
-  return {static_cast<const T*>(from.data) + int64_t{begin} * from.token_stride,
-          static_cast<const T*>(from.bias),
-          from.token_stride,
-          from.head_stride,
-          0,
-          length,
-          head,
-          heads,
-          heads_per_kv,
-          log2_rows};
-}
-
-// Starts copying ROWS rows. `kInside` promises that all of them exist and are one head's.
-template <class T, int D, int ROWS, int THREADS, bool kInside>
-__device__ __forceinline__ void load_rows(T* shared, const TileRows<T>& from, int head_dim) {
-  constexpr int kChunks = D / 8;
-  static_assert(ROWS * kChunks % THREADS == 0, "every thread copies the same number of chunks");
-  if constexpr (kInside) {
-    const T* data = from.data + int64_t{from.head / from.heads_per_kv} * from.head_stride +
-                    int64_t{from.token} * from.token_stride;
-#pragma unroll
-    for (int i = 0; i < ROWS * kChunks / THREADS; ++i) {
-      const int chunk = i * THREADS + threadIdx.x;
-      const int row = chunk / kChunks, column = chunk % kChunks * 8;
-      const T* source = data + int64_t{row} * from.token_stride + column;
-      const bool exists = column < head_dim;
-      ptx::cp_async<16>(shared + row * kPitch<D> + column, exists ? source : data, exists ? 16 : 0);
-    }
-  } else {
-#pragma unroll 1  // rare: registers matter more
-    for (int i = 0; i < ROWS * kChunks / THREADS; ++i) {
-      const int chunk = i * THREADS + threadIdx.x;
-      const int row = chunk / kChunks, column = chunk % kChunks * 8;
-      const int head = from.head + (row >> from.log2_rows);
-      const int token = from.token + (row & ((1 << from.log2_rows) - 1));
-      const bool exists = column < head_dim && token < from.length && head < from.heads;
-      const T* source = from.data + int64_t{token} * from.token_stride +
-                        int64_t{head / from.heads_per_kv} * from.head_stride + column;
-      ptx::cp_async<16>(shared + row * kPitch<D> + column, exists ? source : from.data,
-                        exists ? 16 : 0);
-    }
-  }
-}
-
-// Adds the bias to the chunks that this thread copied with load_rows; they have arrived.
+// Copies tiles of ROWS rows of one head of a sequence to shared memory. Row i of a tile is token
+// `token + i`, or, where tiles hold several heads of 1 << log2_rows rows each, token i modulo these
+// rows of head `head + (i >> log2_rows)`. A thread copies chunks of eight channels: kLanes threads
+// a row, kStep rows at a time.
 template <class T, int D, int ROWS, int THREADS>
-__device__ __forceinline__ void add_bias(T* shared, const TileRows<T>& from, int head_dim) {
-  if (from.bias == nullptr) return;
-  constexpr int kChunks = D / 8;
-#pragma unroll 1
-  for (int i = 0; i < ROWS * kChunks / THREADS; ++i) {
-    const int chunk = i * THREADS + threadIdx.x;
-    const int row = chunk / kChunks, column = chunk % kChunks * 8;
-    const int head = from.head + (row >> from.log2_rows);
-    if (column >= head_dim || head >= from.heads) continue;
-    const T* bias = from.bias + int64_t{head / from.heads_per_kv} * head_dim + column;
-    uint32_t* target = reinterpret_cast<uint32_t*>(shared + row * kPitch<D> + column);
+class RowCopies {
+  static constexpr int kChunks = D / 8, kLanes = kChunks & -kChunks, kStep = THREADS / kLanes;
+  static_assert(ROWS % kStep == 0, "every thread copies the same number of rows");
+
+ public:
+  // Rows [length, ...) of the sequence and heads past `heads` are zeros.
+  __device__ __forceinline__ RowCopies(const AttentionRows& from, int begin, int length, int head,
+                                       int heads, int heads_per_kv, int log2_rows)
+      : from_(from),
+        row_(threadIdx.x / kLanes),
+        column_(threadIdx.x % kLanes * 8),
+        length_(length),
+        head_(head),
+        heads_(heads),
+        heads_per_kv_(heads_per_kv),
+        log2_rows_(log2_rows) {
+    sequence_ = static_cast<const T*>(from.data) + int64_t{begin} * from.token_stride + column_;
+    source_ = ptx::opaque(of_head(head));
+  }
+
+  // Starts copying the tile of rows from `token` on.
+  __device__ __forceinline__ void start(T* tile, int token, int head_dim) const {
+    T* target = tile + row_ * kPitch<D> + column_;
+    if (1 << log2_rows_ >= ROWS) {
+      const int own = ptx::opaque(2 * (token + row_));
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const uint32_t x = target[j];
-      target[j] = ptx::pack<T>(ptx::low_of<T>(x) + ptx::to_float(bias[2 * j]),
-                               ptx::high_of<T>(x) + ptx::to_float(bias[2 * j + 1]));
+      for (int i = 0; i < ROWS / kStep; ++i)
+        copy_row(target + i * kStep * kPitch<D>, source_, own + 2 * i * kStep, length_, head_dim);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < ROWS / kStep; ++i) {
+        const int row = row_ + i * kStep, head = head_ + (row >> log2_rows_);
+        copy_row(target + i * kStep * kPitch<D>, of_head(head),
+                 2 * (token + (row & ((1 << log2_rows_) - 1))), head < heads_ ? length_ : 0,
+                 head_dim);
+      }
     }
   }
-}
+
+  // Adds the bias to the chunks that this thread copied; they have arrived.
+  __device__ __forceinline__ void add_bias(T* tile, int head_dim) const {
+    if (from_.bias == nullptr) return;
+#pragma unroll 1
+    for (int i = 0; i < ROWS / kStep * (kChunks / kLanes); ++i) {
+      const int row = row_ + i % (ROWS / kStep) * kStep;
+      const int column = column_ + i / (ROWS / kStep) * kLanes * 8;
+      const int head = head_ + (row >> log2_rows_);
+      if (column >= head_dim || head >= heads_) continue;
+      const T* bias =
+          static_cast<const T*>(from_.bias) + int64_t{head / heads_per_kv_} * head_dim + column;
+      uint32_t* target = reinterpret_cast<uint32_t*>(tile + row * kPitch<D> + column);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const uint32_t x = target[j];
+        target[j] = ptx::pack<T>(ptx::low_of<T>(x) + ptx::to_float(bias[2 * j]),
+                                 ptx::high_of<T>(x) + ptx::to_float(bias[2 * j + 1]));
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ const T* of_head(int head) const {
+    return sequence_ + int64_t{head / heads_per_kv_} * from_.head_stride;
+  }
+
+  // The token comes twice, so that one product gives the row's place in bytes.
+  __device__ __forceinline__ void copy_row(T* target, const T* source, int token_twice, int length,
+                                           int head_dim) const {
+    const char* row =
+        reinterpret_cast<const char*>(source) + int64_t{token_twice} * from_.token_stride;
+#pragma unroll
+    for (int j = 0; j < kChunks; j += kLanes) {
+      const bool exists = token_twice < 2 * length && column_ + 8 * j < head_dim;
+      ptx::cp_async<16>(target + 8 * j, row + 16 * j, exists ? 16 : 0);
+    }
+  }
+
+  const AttentionRows& from_;
+  const T* sequence_;  // this thread's chunk of the sequence's first token, head 0
+  const T* source_;    // the same of `head`
+  int row_, column_, length_, head_, heads_, heads_per_kv_, log2_rows_;
+};
 
 // ---- products
 
-// A operands, 16 M rows and D channels: in shared memory, or loaded once into registers.
-template <class T, int D, int M>
-struct SharedRows {
+// A operands, 16 M rows and D channels in shared memory; those of the first HELD steps of 16
+// channels are loaded once into registers.
+template <class T, int D, int M, int HELD = 0>
+struct OperandRows {
   const T* tile;
+  uint32_t held[M][HELD + (HELD == 0)][4];
 
+  __device__ __forceinline__ void hold() {
+#pragma unroll
+    for (int i = 0; i < M * HELD; ++i) load(held[i / HELD][i % HELD], i / HELD, i % HELD);
+  }
   __device__ __forceinline__ void fragment(uint32_t (&a)[4], int m, int k) const {
+    if (k >= HELD) return load(a, m, k);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = held[m][k][i];
+  }
+
+ private:
+  __device__ __forceinline__ void load(uint32_t (&a)[4], int m, int k) const {
     const int lane = threadIdx.x % 32;
     ptx::ldmatrix_x4(a, tile + (m * 16 + lane % 16) * kPitch<D> + k * 16 + lane / 16 * 8);
   }
 };
 
-template <class T, int D, int M>
-struct HeldRows {
-  uint32_t held[M][D / 16][4];
-
-  __device__ __forceinline__ void load(const T* tile) {
-    const SharedRows<T, D, M> rows{tile};
-#pragma unroll
-    for (int i = 0; i < M * (D / 16); ++i)
-      rows.fragment(held[i / (D / 16)][i % (D / 16)], i / (D / 16), i % (D / 16));
-  }
-  __device__ __forceinline__ void fragment(uint32_t (&a)[4], int m, int k) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) a[i] = held[m][k][i];
-  }
-};
-
-// acc[m][n] += rows of A . rows 8 n ... of `tile`: products along the channels. Pairs of n from
-// `pairs` on are left out.
-template <class T, int D, int M, int N, class Rows>
-__device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const Rows& rows,
-                                              const T* tile, int pairs = N / 2) {
+// acc[m][n] = start[n] + rows of A . rows 8 n ... of `tile`: products along the channels. Pairs of
+// n from `pairs` on are left out.
+template <class T, int D, int M, int N, int HELD>
+__device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const float (&start)[N][4],
+                                              const OperandRows<T, D, M, HELD>& rows, const T* tile,
+                                              int pairs = N / 2) {
   const int lane = threadIdx.x % 32;
   const T* b_row = tile + (lane / 16 * 8 + lane % 8) * kPitch<D> + lane / 8 % 2 * 8;
+#pragma unroll
+  for (int i = 0; i < M * N * 4; ++i) acc[i / 4 / N][i / 4 % N][i % 4] = start[i / 4 % N][i % 4];
 #pragma unroll
   for (int k = 0; k < D / 16; ++k) {
     uint32_t a[M][4];
@@ -190,8 +199,11 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const Rows&
       ptx::ldmatrix_x4(b, b_row + n * 8 * kPitch<D> + k * 16);
 #pragma unroll
       for (int m = 0; m < M; ++m) {
-        ptx::mma_m16n8k16<T>(acc[m][n], a[m], {b[0], b[1]});
-        ptx::mma_m16n8k16<T>(acc[m][n + 1], a[m], {b[2], b[3]});
+        const float (&sums)[N][4] = acc[m];
+        // `start` itself is the operand: a copy of it would cost moves.
+        const float (&from)[N][4] = k == 0 ? start : sums;
+        ptx::mma_m16n8k16<T>(acc[m][n], a[m], {b[0], b[1]}, from[n]);
+        ptx::mma_m16n8k16<T>(acc[m][n + 1], a[m], {b[2], b[3]}, from[n + 1]);
       }
     }
   }
@@ -247,9 +259,47 @@ __device__ __forceinline__ float row_max(float x) {
 
 // ---- scores
 
+// What scores may have beside limits on the distance.
+enum class Scores { plain, alibi, all };
+
 __device__ __forceinline__ bool is_visible(const AttentionParams& p, int distance) {
   return distance <= p.window_left && distance >= -p.window_right;
 }
+
+// What a warp does with a tile of scores. Inside no end, no limit and no change of sign of the
+// distance crosses the tile; else it works by element, if it has anything visible.
+struct TileKind {
+  bool works, inside;
+};
+
+// Of a tile of all distances from `nearest` to `farthest`; `complete`: all its rows and keys exist.
+template <Scores kScores>
+__device__ __forceinline__ TileKind classify_tile(const AttentionParams& p, bool busy,
+                                                  bool complete, int nearest, int farthest) {
+  const bool works = busy && farthest >= -p.window_right && nearest <= p.window_left;
+  bool inside =
+      kScores != Scores::all && complete && nearest >= -p.window_right && farthest <= p.window_left;
+  if (kScores == Scores::alibi) inside = inside && (nearest >= 0 || farthest <= 0);
+  return {is_uniform(works), kScores != Scores::all && is_uniform(works && inside)};
+}
+
+// ALiBi inside tiles, where it is linear: what accumulators start from, `per_column` (in units of
+// log2) per column less row of the accumulator. The rest of it is a number per 16 rows.
+template <int N>
+struct LinearBias {
+  float per_column = 0.0f, start[N][4] = {};
+
+  // Seldom anything to do: the slope changes its sign at the diagonal.
+  __device__ __forceinline__ void follow(float wanted, float scale) {
+    if (per_column == wanted) return;
+    per_column = wanted;
+    const int lane = threadIdx.x % 32;
+    const float slope = wanted / scale, own = slope * (lane % 4 * 2 - lane / 4);
+#pragma unroll
+    for (int i = 0; i < N * 4; ++i)
+      start[i / 4][i % 4] = ptx::opaque(fmaf(slope, i / 4 * 8 + i % 2 - i % 4 / 2 * 8, own));
+  }
+};
 
 // softcap * tanh(x / softcap), by an exponential: ex2 is more exact than tanh.approx.
 __device__ __forceinline__ float soft_capped(float x, float softcap) {

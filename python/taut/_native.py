@@ -91,7 +91,8 @@ def last_variant(op: str) -> str | None:
 
 
 def last_cuda_variant(op: str) -> str | None:
-    """Whose kernel the last call of `op` that reached libtaut_cuda ran, 'native' or 'triton'."""
+    """Whose kernel the last call of `op` that reached libtaut_cuda ran: 'native', 'native/hopper',
+    'triton'."""
     if libraries.cuda is None:
         return None
     variant = libraries.cuda.taut_cuda_last_variant(op.encode())

@@ -91,6 +91,7 @@ extern "C" __global__ void conversions(const float* x, uint32_t* out, float* y) 
   out[1] = pack<f16>(x[2], x[3]);
   out[2] = from_float<bf16>(x[4]).bits + from_float<f16>(x[5]).bits;
   y[0] = low_of<bf16>(out[3]) + high_of<bf16>(out[3]) + low_of<f16>(out[4]) + high_of<f16>(out[4]);
+  y[2] = max_nan(x[10], x[11]);
   y[1] = exp2_approx(x[6]) + log2_approx(x[7]) + tanh_approx(x[8]) + reciprocal_approx(x[9]);
 }
 

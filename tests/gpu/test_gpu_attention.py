@@ -5,8 +5,16 @@ import pytest
 import torch
 
 import taut
-from attention_cases import HEADS, LENGTHS, OPTIONS, arguments, forward_case, random_qkv
-from helpers import assert_close_by_comparison, cu_seqlens_of
+from attention_cases import (
+    HEADS,
+    LENGTHS,
+    OPTIONS,
+    arguments,
+    assert_gives,
+    forward_case,
+    random_qkv,
+)
+from helpers import cu_seqlens_of
 from taut._native import last_cuda_variant
 from taut.reference import attention as reference
 
@@ -19,16 +27,20 @@ def on_gpu(options):
     return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
 
 
+RARE = {"relative_bias", "softcap", "clip", "dropout_p"}
+
+
+def variant_of(options, head_dim):
+    """Which kernels serve a call without a bias, on a GPU of the architecture that is there."""
+    hopper = torch.cuda.get_device_capability() == (9, 0) and 32 < head_dim <= 128
+    return "native/hopper" if hopper and not RARE & options.keys() else "native"
+
+
 def assert_forward(case, options):
-    q, k, v, cu_q, cu_k, plain, (exact, exact_lse) = case
-    tensors = (t.cuda() for t in (q, k, v, cu_q, cu_k))
+    tensors = [t.cuda() for t in case[:5]]
     out, lse = taut.varlen_attention(*tensors, **on_gpu(options), return_lse=True)
-    assert last_cuda_variant("varlen_attention") == "native"
-    assert_close_by_comparison(out.cpu(), plain, exact)
-    assert torch.equal(lse.isneginf().cpu(), exact_lse.isneginf())
-    finite = exact_lse.isfinite()
-    error = (lse.cpu() - exact_lse)[finite].abs()
-    assert (error <= 4e-6 * exact_lse[finite].abs().clamp(min=1)).all()
+    assert last_cuda_variant("varlen_attention") == variant_of(options, tensors[0].shape[2])
+    assert_gives(out.cpu(), lse.cpu(), case)
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -47,6 +47,7 @@ Params = _structure(
     *_fields(ctypes.c_uint32, "dropout_threshold"),
     *_fields(_float, "keep_scale"),
     ("seed", ctypes.c_uint32 * 2),
+    *_fields(_bool, "on_hopper"),
 )
 BackwardParams = _structure(
     "BackwardParams",
@@ -54,7 +55,7 @@ BackwardParams = _structure(
     ("forward", Params),
     *_fields(Rows, "out grad_out"),
     *_fields(Gradient, "dq dk dv"),
-    *_fields(_pointer, "delta key_plan"),
+    *_fields(_pointer, "lse2 delta key_plan"),
     *_fields(_int, "key_plan_items"),
     *_fields(_pointer, "slope_shares relative_shares"),
 )
@@ -95,8 +96,8 @@ def _memory(reads, writes):
     return memory
 
 
-def _call(name, *arguments, schedule, seed=1):
-    function = getattr(build.load("attention"), name)
+def _call(name, *arguments, schedule, seed=1, case="attention"):
+    function = getattr(build.load(case), name)
     arguments = [ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in arguments]
     build.call(function, *arguments, schedule, seed)
 
@@ -142,7 +143,8 @@ def _params(q, k, v, biases, cu_q, cu_k, plan, options):
     return p
 
 
-def forward(q, k, v, cu_q, cu_k, *options, biases=(None,) * 3, schedule=0, given_plan=None):
+def forward(q, k, v, cu_q, cu_k, *options, biases=(None,) * 3, schedule=0, given_plan=None,
+            on_hopper=False):  # fmt: skip
     """(out, logsumexp), as the op gives them; outputs start as a sentinel."""
     out = torch.full(q.shape, 77.0, dtype=q.dtype)
     logsumexp = torch.full((q.shape[1], q.shape[0]), 77.0)
@@ -153,6 +155,11 @@ def forward(q, k, v, cu_q, cu_k, *options, biases=(None,) * 3, schedule=0, given
     p.out, p.logsumexp = out.data_ptr(), logsumexp.data_ptr()
     reads = (q, k, v, cu_q, cu_k, items, *options[1:3], *biases)
     memory = _memory(reads, (out, logsumexp))
+    p.on_hopper = on_hopper
+    if on_hopper:
+        _call(
+            "forward_hopper", p, memory, KINDS[q.dtype], schedule=schedule, case="attention_hopper"
+        )
     _call("forward", p, memory, KINDS[q.dtype], schedule=schedule)
     return out, logsumexp
 
@@ -173,8 +180,8 @@ def backward(
     if gradients is None:
         gradients = [torch.full(t.shape, 77.0, dtype=t.dtype) for t in (q, k, v)]
     b.dq, b.dk, b.dv = (Gradient(t.data_ptr(), t.stride(0), t.stride(1)) for t in gradients)
-    delta = torch.full((heads, total_q), float("nan"))
-    b.delta, b.key_plan = delta.data_ptr(), key_items.data_ptr()
+    lse2, delta = torch.full((2, heads, total_q), float("nan"))
+    b.lse2, b.delta, b.key_plan = lse2.data_ptr(), delta.data_ptr(), key_items.data_ptr()
     b.key_plan_items = k.shape[0] // SHORT_ROWS + cu_k.shape[0] - 1
     tiles = b.forward.plan_items
     slope_shares = None if slopes is None else torch.zeros(tiles, heads)
@@ -182,7 +189,7 @@ def backward(
     b.slope_shares, b.relative_shares = map(pointer_of, (slope_shares, relative_shares))
     reads = (q, k, v, cu_q, cu_k, items, key_items, *options[1:3], *biases, out, grad_out,
              logsumexp)  # fmt: skip
-    memory = _memory(reads, (*gradients, delta, slope_shares, relative_shares))
+    memory = _memory(reads, (*gradients, lse2, delta, slope_shares, relative_shares))
     _call("backward", b, memory, KINDS[q.dtype], schedule=schedule)
 
     def summed(shares, like, per_sequence):

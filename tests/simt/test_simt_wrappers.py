@@ -14,7 +14,7 @@ CASES = {
         "mma_s8",
         "mma_b1",
     ),
-    "register_wrappers": ("builtins", "conversions", "shuffles_and_votes"),
+    "register_wrappers": ("builtins", "conversions", "functions", "shuffles_and_votes"),
     "hopper_wrappers": (
         "cp_async_sizes",
         "tensor_copies",

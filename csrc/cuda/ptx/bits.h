@@ -14,4 +14,20 @@ __device__ __forceinline__ uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
   return d;
 }
 
+// x, without an instruction, as a value of which the compiler knows nothing: it stays in a register
+// instead of being derived from others where it is used.
+__device__ __forceinline__ int opaque(int x) {
+  asm("" : "+r"(x));
+  return x;
+}
+__device__ __forceinline__ float opaque(float x) {
+  asm("" : "+f"(x));
+  return x;
+}
+template <class T>
+__device__ __forceinline__ T* opaque(T* x) {
+  asm("" : "+l"(x));
+  return x;
+}
+
 }  // namespace taut::ptx

@@ -98,6 +98,13 @@ __device__ __forceinline__ float tanh_approx(float x) {
   return d;
 }
 
+// max.NaN.f32 (PTX ISA, "max"): NaN if either is.
+__device__ __forceinline__ float max_nan(float a, float b) {
+  float d;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+  return d;
+}
+
 // rcp.approx.ftz.f32 (PTX ISA, "rcp"): 1 / x, at most 1 ulp off.
 __device__ __forceinline__ float reciprocal_approx(float x) {
   float d;

@@ -9,8 +9,7 @@
 
 #include "common/types.h"
 #include "cuda/ptx/wgmma_descriptor.h"
-#include "cuda/ptx/wgmma_f32.h"
-#include "cuda/ptx/wgmma_s32.h"
+#include "cuda/ptx/wgmma_shapes.h"
 
 namespace taut::ptx {
 

@@ -33,4 +33,9 @@ __device__ __forceinline__ uint64_t matrix_descriptor(const void* shared, uint32
          uint64_t{stride >> 4} << 32 | static_cast<uint64_t>(swizzle) << 62;
 }
 
+// The operand that begins `bytes` later, a multiple of 16.
+__device__ __forceinline__ uint64_t descriptor_after(uint64_t descriptor, uint32_t bytes) {
+  return (descriptor & ~uint64_t{0xFFFFFFFF}) | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
+}
+
 }  // namespace taut::ptx

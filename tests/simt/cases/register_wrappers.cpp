@@ -1,5 +1,5 @@
 // Wrappers that stay in registers, on fresh random data: shuffles and votes against the manual's
-// rules, conversions against the formats' definitions, bit functions.
+// rules, conversions against the formats' definitions, approximate and bit functions.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -74,6 +74,15 @@ __global__ void conversion_kernel(const Params p) {
   out[5] = to_tf32(low);
   out[6] = lop3<0x96>(in[0], in[1], in[2]);
   out[7] = lop3<(0xF0 & 0xCC) | (0xAA & ~0xF0)>(in[0], in[1], in[2]);
+  out[8] = from_float<bf16>(low).bits;
+  out[9] = from_float<f16>(low).bits;
+  out[10] = __float_as_uint(from_float<float>(low));
+  out[11] = opaque(static_cast<int>(in[2]));
+  out[12] = __float_as_uint(opaque(low));
+  out[13] = *opaque(in + 3);
+  const float first = max_nan(low, NAN), second = max_nan(NAN, high);
+  out[14] = __float_as_uint(max_nan(low, high));
+  out[15] = (first != first) + (second != second);
 }
 
 float float_of(uint32_t bits) {
@@ -124,6 +133,69 @@ void check_conversions(int schedule, uint64_t seed) {
             lane, 5);
     require(r[6] == (x[0] ^ x[1] ^ x[2]), "lop3", lane, 6);
     require(r[7] == ((x[0] & x[1]) | (x[2] & ~x[0])), "lop3", lane, 7);
+    require(float_of(r[14]) == std::max(float_of(x[0]), float_of(x[1])), "max_nan", lane, 14);
+    require(r[15] == 2, "max_nan", lane, 15);
+    require(r[8] == (r[0] & 0xffff), "from_float<bf16>", lane, 8);
+    require(r[9] == (r[1] & 0xffff), "from_float<f16>", lane, 9);
+    require(r[10] == x[0], "from_float<float>", lane, 10);
+    require(r[11] == x[2] && r[12] == x[0] && r[13] == x[3], "opaque", lane, 11);
+  }
+}
+
+// ---- approximate functions: the errors that the PTX ISA allows, special values exactly
+
+constexpr float kInf = __builtin_huge_valf(), kNan = __builtin_nanf("");
+constexpr float kSpecial[8] = {0.0f, -0.0f, kInf, -kInf, kNan, 1.0f, 0x1p-140f, -0x1p-140f};
+
+__global__ void function_kernel(const Params p) {
+  const uint32_t* in = p.in + threadIdx.x * 16;
+  uint32_t* out = p.out + threadIdx.x * 16;
+  for (int i = 0; i < 2; ++i) {
+    const float x = __uint_as_float(in[i]);
+    out[4 * i] = __float_as_uint(exp2_approx(x));
+    out[4 * i + 1] = __float_as_uint(log2_approx(x));
+    out[4 * i + 2] = __float_as_uint(tanh_approx(x));
+    out[4 * i + 3] = __float_as_uint(reciprocal_approx(x));
+  }
+}
+
+bool same(float got, float want) {
+  return std::isnan(want) ? std::isnan(got)
+                          : got == want && std::signbit(got) == std::signbit(want);
+}
+
+void check_functions(int schedule, uint64_t seed) {
+  auto in = random_words(seed);
+  for (int lane = 0; lane < 32; ++lane) {
+    uint32_t& x = in[lane * 16];  // of exponents from 2^-20 to 2^6, either sign
+    x = (x & 0x807fffff) | (107 + (x >> 23) % 27) << 23;
+    std::memcpy(&in[lane * 16 + 1], &kSpecial[lane % 8], 4);
+  }
+  const auto out = run_warp("functions", function_kernel, in, schedule, seed);
+  for (int lane = 0; lane < 32; ++lane) {
+    const uint32_t* r = &out[lane * 16];
+    const double x = float_of(in[lane * 16]), bound = 0x1p-22;
+    const double exp2 = std::exp2(x), log2 = std::log2(x), tanh = std::tanh(x);
+    require(std::abs(float_of(r[0]) - exp2) <= bound * exp2, "exp2_approx", lane, 0);
+    if (x < 0) {
+      require(std::isnan(float_of(r[1])), "log2_approx of a negative number", lane, 1);
+    } else {
+      const double allowed = x > 0.5 && x < 2 ? bound : bound * std::abs(log2);
+      require(std::abs(float_of(r[1]) - log2) <= allowed, "log2_approx", lane, 1);
+    }
+    require(std::abs(float_of(r[2]) - tanh) <= 0x1p-10 * std::abs(tanh), "tanh_approx", lane, 2);
+    require(std::abs(float_of(r[3]) - 1 / x) <= 0x1p-23 * std::abs(1 / x), "reciprocal_approx",
+            lane, 3);
+    const float wanted[8][4] = {{1, -kInf, 0.0f, kInf},
+                                {1, -kInf, -0.0f, -kInf},
+                                {kInf, kInf, 1, 0.0f},
+                                {0, kNan, -1, -0.0f},
+                                {kNan, kNan, kNan, kNan},
+                                {2, 0, float_of(r[6]), 1},
+                                {1, -kInf, float_of(r[6]), kInf},
+                                {1, -kInf, float_of(r[6]), -kInf}};
+    for (int i = 0; i < 4; ++i)
+      require(same(float_of(r[4 + i]), wanted[lane % 8][i]), "a special value", lane, 4 + i);
   }
 }
 
@@ -204,6 +276,10 @@ extern "C" {
 
 const char* conversions(int schedule, uint64_t seed) {
   return simt::run([&] { check_conversions(schedule, seed); });
+}
+
+const char* functions(int schedule, uint64_t seed) {
+  return simt::run([&] { check_functions(schedule, seed); });
 }
 
 const char* builtins(int schedule, uint64_t seed) {

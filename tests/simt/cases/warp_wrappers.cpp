@@ -106,6 +106,14 @@ __global__ void mma_kernel(const Params p) {
   for (int i = 0; i < 4; ++i) reinterpret_cast<D*>(p.out)[threadIdx.x * 16 + i] = d[i];
 }
 
+// D = A * B + C with C elsewhere than D.
+template <class T>
+__device__ void from_other(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const float c[4] = {d[0], d[1], d[2], d[3]};
+  for (int i = 0; i < 4; ++i) d[i] = 77.0f;
+  mma_m16n8k16<T>(d, a, b, c);
+}
+
 template <void (*product)(int32_t (&)[4], const uint32_t (&)[2], uint32_t)>
 __global__ void mma_128_kernel(const Params p) {
   const uint32_t* in = p.in + threadIdx.x * 16;
@@ -276,6 +284,10 @@ const char* stmatrix(int schedule, uint64_t seed) {
 
 const char* mma_16_bit(int schedule, uint64_t seed) {
   return simt::run([&] {
+    check_mma<float>("mma bf16 from C", mma_kernel<float, from_other<bf16>>, k16, make_bf16,
+                     product, schedule, seed);
+    check_mma<float>("mma f16 from C", mma_kernel<float, from_other<f16>>, k16, make_f16, product,
+                     schedule, seed);
     check_mma<float>("mma bf16", mma_kernel<float, mma_m16n8k16<bf16>>, k16, make_bf16, product,
                      schedule, seed);
     check_mma<float>("mma f16", mma_kernel<float, mma_m16n8k16<f16>>, k16, make_f16, product,

@@ -32,8 +32,9 @@ struct Params {
 };
 
 __device__ uint64_t descriptor(const Layout& l, int step) {
-  return matrix_descriptor(dynamic_shared() + l.offset + step * l.step, l.leading, l.stride,
-                           l.swizzle);
+  const uint64_t first =
+      matrix_descriptor(dynamic_shared() + l.offset, l.leading, l.stride, l.swizzle);
+  return descriptor_after(first, step * l.step);
 }
 
 template <class T, class D, int N, bool registers, Major a_major, Major b_major>

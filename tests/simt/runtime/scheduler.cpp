@@ -154,6 +154,7 @@ void run_block(const uint3& index) {
     t.waited_mbarrier = nullptr;
     machine.present[t.warp] |= 1u << t.lane;
     t.wgmma_fences = 0;
+    t.stack_writes.reset();
     t.in_flight.clear();
     make_ready(t);
   }

@@ -13,4 +13,9 @@ uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
   return d;
 }
 
+template <class T>
+T opaque(T x) {
+  return x;
+}
+
 }  // namespace taut::ptx

@@ -53,6 +53,9 @@ inline float flushed(float x) { return fabsf(x) < FLT_MIN ? copysignf(0.0f, x) :
 inline float exp2_approx(float x) { return flushed(exp2f(flushed(x))); }
 inline float log2_approx(float x) { return flushed(log2f(flushed(x))); }
 inline float tanh_approx(float x) { return tanhf(x); }
+inline float max_nan(float a, float b) {
+  return std::isnan(a) || std::isnan(b) ? NAN : fmaxf(a, b);
+}
 inline float reciprocal_approx(float x) { return flushed(1.0f / flushed(x)); }
 
 }  // namespace taut::ptx

@@ -1,19 +1,23 @@
 // Twin of csrc/cuda/ptx/mma.h.
 #pragma once
+#include <type_traits>
+
 #include "common/types.h"
 #include "runtime.h"
 
 namespace taut::ptx {
 
 template <class T>
-void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-template <>
-inline void mma_m16n8k16<bf16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  simt::mma(simt::Element::bf16, 16, d, a, b);
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                  const float (&c)[4]) {
+  constexpr simt::Element kElement =
+      std::is_same_v<T, bf16> ? simt::Element::bf16 : simt::Element::f16;
+  for (int i = 0; i < 4; ++i) d[i] = c[i];
+  simt::mma(kElement, 16, d, a, b);
 }
-template <>
-inline void mma_m16n8k16<f16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  simt::mma(simt::Element::f16, 16, d, a, b);
+template <class T>
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  mma_m16n8k16<T>(d, a, b, d);
 }
 inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   simt::mma(simt::Element::tf32, 8, d, a, b);
