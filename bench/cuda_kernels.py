@@ -16,7 +16,8 @@ Written by `bench/cuda_kernels.py` with nvcc {version}; no GPU is involved. Shar
 kernel declares itself, without the dynamic part. Instructions are counted in the machine code, not
 in what runs. Notes are what ptxas says of wgmma: C7512, that products are serialized for want of
 registers; C7517 and C7519, that it put in a wait or a fence. `tests/cuda` holds one kernel per
-wrapper of `csrc/cuda/ptx`.
+wrapper of `csrc/cuda/ptx`. Of fp16, whose kernels differ from those of bf16 by the type in the
+instructions only, sm_90a stands for all.
 """
 
 
