@@ -29,7 +29,6 @@ TAUT_DECLARE_KERNEL(pack_bits_f16, PackBitsRows)
 
 enum class BinaryInput : int { one_rail, two_rails, codes };
 enum class BinaryResult : int { floats, one_rail, two_rails, norm };
-enum class FloatType : int { f32, bf16, f16 };
 
 // Rows are contiguous; strides between rows in elements. A null pointer means "not given".
 struct BinaryLinearParams {

@@ -1,0 +1,32 @@
+// Packed signs and 1-bit linear layers, as the launchers run them.
+#include "cuda/binary_gemm_launch.cuh"
+#include "launch.h"
+
+using taut::FloatType;
+
+extern "C" const char* pack_bits(const taut::PackBitsParams* p, const Memory* memory, int64_t type,
+                                 int64_t schedule, uint64_t seed) {
+  return simt::run([&] {
+    taut::launch_pack_bits(*p, static_cast<FloatType>(type), Executor{*memory, schedule, seed});
+  });
+}
+
+extern "C" const char* unpack_bits(const taut::UnpackBitsParams* p, const Memory* memory,
+                                   int64_t schedule, uint64_t seed) {
+  return simt::run([&] { taut::launch_unpack_bits(*p, Executor{*memory, schedule, seed}); });
+}
+
+extern "C" const char* code_planes(const taut::CodePlanesParams* p, const Memory* memory,
+                                   int64_t schedule, uint64_t seed) {
+  return simt::run([&] { taut::launch_code_planes(*p, Executor{*memory, schedule, seed}); });
+}
+
+extern "C" const char* binary_linear(const taut::BinaryLinearParams* p, const Memory* memory,
+                                     int64_t schedule, uint64_t seed) {
+  return simt::run([&] { taut::launch_binary_linear(*p, Executor{*memory, schedule, seed}); });
+}
+
+extern "C" const char* binary_norm(const taut::BinaryNormParams* p, const Memory* memory,
+                                   int64_t schedule, uint64_t seed) {
+  return simt::run([&] { taut::launch_binary_norm(*p, Executor{*memory, schedule, seed}); });
+}
