@@ -5,7 +5,7 @@ import ctypes
 from simt import build
 
 POINTER, INT32, INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-FLOAT, BOOL = ctypes.c_float, ctypes.c_bool
+FLOAT, DOUBLE, BOOL = ctypes.c_float, ctypes.c_double, ctypes.c_bool
 
 
 def structure(name, *fields):

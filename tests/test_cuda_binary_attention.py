@@ -1,0 +1,112 @@
+"""The CUDA kernels of attention over packed signs, run in the host executor."""
+
+import pytest
+import torch
+
+from binary_cases import random_words
+from helpers import cu_seqlens_of
+from simt import attention as cuda_attention
+from simt import binary_attention as cuda
+from simt import build
+from taut.reference import binary_attention as reference
+
+# On either side of every limit: rows of a warp and of a tile, keys of a group, region and tile.
+LENGTHS = (0, 1, 16, 17, 32, 33, 63, 64, 65, 0, 128, 130, 257, 7)
+BEHIND = 3  # rows after the last sequence
+HEADS = 3
+MODES = {
+    "bool": {},
+    "bool geq": {"tie": "geq"},
+    "elastic": {"mode": "elastic", "alpha": 0.02},
+    "elastic, sharp": {"mode": "elastic", "alpha": 0.3, "softmax_scale": 1.0},
+    "elastic, flat": {"mode": "elastic", "alpha": 0.01, "softmax_scale": 0.001},
+    "elastic, nothing": {"mode": "elastic", "alpha": 3.0},
+    "elastic, everything": {"mode": "elastic", "alpha": 1e-7},
+}
+
+
+def inputs(lengths=LENGTHS, heads=HEADS):
+    """Words of q, k, v; some keys equal or opposite to queries, so that all 65 products occur."""
+    tokens = sum(lengths) + BEHIND
+    q, k, v = random_words(3, tokens, heads)
+    for token in range(0, tokens, 5):
+        word = (1 << int(torch.randint(0, 65, ()))) - 1
+        k[token] = q[tokens // 2] ^ (word - (1 << 64) if word >= 1 << 63 else word)
+    return q, k, v, cu_seqlens_of(lengths)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sums(mode):
+    args = inputs()
+    sums = cuda.binary_attention(*args, **MODES[mode], rails=0)
+    assert torch.equal(sums, reference.binary_attention(*args, **MODES[mode], rails=0))
+    assert sums.any() or "nothing" in mode
+
+
+@pytest.mark.parametrize("mode", ("bool", "elastic"))
+def test_bits(mode):
+    args = inputs((0, 1, 30, 65, 260))
+    for rails, shape in ((1, None), (2, None), (1, (HEADS, 64)), (2, (3, HEADS, 64))):
+        thresholds = None if shape is None else torch.randint(-5, 6, shape, dtype=torch.int32)
+        rest = {**MODES[mode], "rails": rails, "thresholds": thresholds}
+        bits = cuda.binary_attention(*args, **rest)
+        assert torch.equal(bits, reference.binary_attention(*args, **rest))
+
+
+@pytest.mark.parametrize("schedule", build.SCHEDULES)
+@pytest.mark.parametrize("mode", ("bool", "elastic"))
+def test_schedules(mode, schedule):
+    args = inputs((5, 300, 20, 64, 0, 130))
+    bits = cuda.binary_attention(*args, **MODES[mode], schedule=schedule)
+    assert torch.equal(bits, reference.binary_attention(*args, **MODES[mode]))
+
+
+@pytest.mark.parametrize("mode", ("bool", "elastic"))
+def test_long_sequences(mode):
+    """More keys than a block holds at once."""
+    args = inputs((700, 256, 513), 1)
+    sums = cuda.binary_attention(*args, **MODES[mode], rails=0)
+    assert torch.equal(sums, reference.binary_attention(*args, **MODES[mode], rails=0))
+
+
+@pytest.mark.parametrize("heads", (1, 2, 5))
+def test_heads_that_do_not_fill_a_block(heads):
+    args = inputs((16, 20, 3, 32), heads)
+    bits = cuda.binary_attention(*args)
+    assert torch.equal(bits, reference.binary_attention(*args))
+
+
+def test_ties_of_bool():
+    """A key whose product with the query is 0 is attended to by tie "geq" only."""
+    word = 0x0123456789ABCDEF  # 32 bits set
+    q, v, cu = torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[-1]]), cu_seqlens_of((1,))
+    for key, strict, geq in ((word, 0, 1), (word & (word - 1), 1, 1), (word | 1 << 62, 0, 0)):
+        for tie, want in (("strict", strict), ("geq", geq)):
+            sums = cuda.binary_attention(q, torch.tensor([[key]]), v, cu, tie=tie, rails=0)
+            assert (sums == want).all()
+
+
+def test_views():
+    q, k, v, cu = inputs((70, 20))
+    wide = torch.stack((q, k, v), 2)  # q, k, v of a head side by side
+    views = wide.unbind(2)
+    assert not views[0].is_contiguous()
+    assert torch.equal(cuda.binary_attention(*views, cu), reference.binary_attention(q, k, v, cu))
+
+
+def test_malformed_offsets_give_zeros():
+    q, k, v, _ = inputs((70,))
+    cu = torch.tensor([0, 50, 40, 70], dtype=torch.int32)
+    assert (cuda.binary_attention(q, k, v, cu) == 0).all()
+
+
+@pytest.mark.parametrize("offsets", ([0, 50, 40, 70], [-5, 80, 900, 3]))
+def test_a_wrong_plan_stays_inside(offsets):
+    """Memory is checked: a plan of other offsets, or nonsense, only misses rows."""
+    q, k, v, _ = inputs((67,))
+    cu, good = torch.tensor(offsets, dtype=torch.int32), cu_seqlens_of((30, 30, 10))
+    plan = cuda_attention.plan(good, good, 70, 70)
+    cuda.binary_attention(q, k, v, cu, given_plan=plan)
+    plan[4:] = torch.randint(-100, 100, plan[4:].shape)
+    plan[:4] = torch.tensor([[0, 99], [-3, 90], [7, 1 << 30], [0, 0]])
+    cuda.binary_attention(q, k, v, good, given_plan=plan)
