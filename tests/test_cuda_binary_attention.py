@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from binary_cases import random_words
-from helpers import cu_seqlens_of
+from binary_cases import plain_qk_only, random_words
+from helpers import assert_close_by_comparison, cu_seqlens_of
 from simt import attention as cuda_attention
 from simt import binary_attention as cuda
 from simt import build
@@ -110,3 +110,39 @@ def test_a_wrong_plan_stays_inside(offsets):
     plan[4:] = torch.randint(-100, 100, plan[4:].shape)
     plan[:4] = torch.tensor([[0, 99], [-3, 90], [7, 1 << 30], [0, 0]])
     cuda.binary_attention(q, k, v, good, given_plan=plan)
+
+
+# ---- binary queries and keys, values of 16 bits
+
+
+def qk_inputs(lengths, dtype, heads=HEADS):
+    q, k, _, cu = inputs(lengths, heads)
+    return q, k, torch.randn(q.shape[0], heads, 64).to(dtype), cu
+
+
+@pytest.mark.parametrize("schedule", build.SCHEDULES)
+@pytest.mark.parametrize("alibi", (False, True))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_qk_only(dtype, alibi, schedule):
+    q, k, v, cu = qk_inputs((0, 1, 33, 64, 65, 130, 300), dtype)
+    slopes = torch.tensor([0.5, 0.02, 0.0]) if alibi else None
+    for scale in (0.125, 1.5):
+        out = cuda.binary_qk_attention(q, k, v, cu, scale, slopes, schedule)
+        exact = reference.binary_qk_attention(q, k, v.double(), cu, scale, slopes)
+        assert_close_by_comparison(out, plain_qk_only(q, k, v, cu, scale, slopes), exact)
+        assert (out[-BEHIND:] == 0).all()
+
+
+def test_qk_only_keeps_nan_in_its_sequence():
+    q, k, v, cu = qk_inputs((40, 70, 20), torch.bfloat16)
+    clean = cuda.binary_qk_attention(q, k, v, cu, 0.125)
+    v[40:110] = v[130:] = float("nan")
+    out = cuda.binary_qk_attention(q, k, v, cu, 0.125)
+    assert out[40:110].isnan().all() and torch.equal(out[:40], clean[:40])
+    assert torch.equal(out[110:], clean[110:])
+
+
+def test_qk_only_of_malformed_offsets_is_nan():
+    q, k, v, _ = qk_inputs((67,), torch.bfloat16)
+    cu = torch.tensor([0, 50, 40, 70], dtype=torch.int32)
+    assert cuda.binary_qk_attention(q, k, v, cu, 0.125).isnan().all()

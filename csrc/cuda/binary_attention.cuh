@@ -26,6 +26,8 @@ struct BinaryShape {
   static constexpr int kKeys = 2 * kRegionKeys;
   static constexpr int kTableBytes = kElastic ? kDistances * 32 * 4 : 4 * 4;
   static constexpr int kSharedBytes = kWarps * kRegionBytes + kTableBytes;
+  // Blocks per multiprocessor that registers must allow.
+  static constexpr int kBlocks = M == 1 ? 4 : kElastic ? 2 : 3;
 };
 
 enum class KeyPass { largest, sum, attend };
@@ -37,7 +39,7 @@ struct BinaryRows {
   int32_t start[M][4];  // of the accumulators in this pass: minus what rows g, g, g + 8, g + 8 need
   int32_t largest[M][2];
   uint64_t sum[M][2];
-  int32_t context[M][kChannels / 8][4], attended[M][4];
+  Context<M> context;
 };
 
 // What accumulators start from. They come from other lanes, or from shared memory, for the compiler
@@ -72,7 +74,7 @@ __device__ __forceinline__ void fill_table(const BinaryAttentionParams& p) {
 template <class S>
 __device__ __forceinline__ void find_largest(BinaryRows<S::M>& rows, const uint8_t* region,
                                              int groups) {
-  for_products(rows.q, region, groups, rows.start, [&](int m, const int32_t (&d)[4]) {
+  for_products(rows.q, region, groups, rows.start, [&](int m, int, const int32_t (&d)[4]) {
     rows.largest[m][0] = most(rows.largest[m][0], most(d[0], d[1]));
     rows.largest[m][1] = most(rows.largest[m][1], most(d[2], d[3]));
   });
@@ -85,7 +87,7 @@ __device__ __forceinline__ void sum_exponentials(BinaryRows<S::M>& rows, const u
                                                  int groups, int own) {
   const int32_t* table = exponential_table<S>();
   uint32_t sum[S::M][2] = {};  // of at most 32 entries of 24 bits
-  for_products(rows.q, region, groups, rows.start, [&](int m, const int32_t (&d)[4]) {
+  for_products(rows.q, region, groups, rows.start, [&](int m, int, const int32_t (&d)[4]) {
     sum[m][0] += table[d[0] * 32] + table[d[1] * 32];
     sum[m][1] += table[d[2] * 32] + table[d[3] * 32];
   });
@@ -101,7 +103,7 @@ __device__ __forceinline__ void attended_words(uint32_t (&words)[M][2], const Bi
                                                const uint8_t* region, int groups, int own) {
 #pragma unroll
   for (int i = 0; i < 2 * M; ++i) words[i / 2][i % 2] = 0;
-  for_products(rows.q, region, groups, rows.start, [&](int m, const int32_t (&d)[4]) {
+  for_products(rows.q, region, groups, rows.start, [&](int m, int, const int32_t (&d)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) words[m][i / 2] = __funnelshift_l(d[i], words[m][i / 2], 1);
   });
@@ -146,12 +148,12 @@ __device__ __forceinline__ void take_keys(BinaryRows<S::M>& rows, KeyPass pass,
     ptx::ldmatrix_x4(b, values + c * 8 * kKeyBytes);
 #pragma unroll
     for (int m = 0; m < M; ++m) {
-      ptx::mma_m16n8k256_and(rows.context[m][c], a[m], {b[0], b[1]});
-      ptx::mma_m16n8k256_and(rows.context[m][c + 1], a[m], {b[2], b[3]});
+      ptx::mma_m16n8k256_and(rows.context.sums[m][c], a[m], {b[0], b[1]});
+      ptx::mma_m16n8k256_and(rows.context.sums[m][c + 1], a[m], {b[2], b[3]});
     }
   }
 #pragma unroll
-  for (int m = 0; m < M; ++m) ptx::mma_m16n8k256_and(rows.attended[m], a[m], {~0u, ~0u});
+  for (int m = 0; m < M; ++m) ptx::mma_m16n8k256_and(rows.context.attended[m], a[m], {~0u, ~0u});
 }
 
 // What lies between two passes over the keys.
@@ -191,67 +193,6 @@ __device__ __forceinline__ void finish_pass(BinaryRows<S::M>& rows, KeyPass pass
   for (int m = 0; m < S::M; ++m) set_start(rows.start[m], needed[m][0], needed[m][1]);
 }
 
-// ---- results
-
-// The bits of this lane's channels of a row, put together with those of its quad.
-__device__ __forceinline__ uint64_t quad_word(uint64_t bits) {
-  uint32_t half[2] = {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)};
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    half[i] |= __shfl_xor_sync(0xffffffffu, half[i], 1);
-    half[i] |= __shfl_xor_sync(0xffffffffu, half[i], 2);
-  }
-  return uint64_t{half[1]} << 32 | half[0];
-}
-
-// A tile of 16 rows of `head`, of which `count` exist, from `token` on.
-__device__ __forceinline__ void store_context(const BinaryAttentionParams& p,
-                                              const int32_t (&context)[kChannels / 8][4],
-                                              const int32_t (&attended)[4], int head, int64_t token,
-                                              int count) {
-  constexpr int32_t kLeast = -2147483647 - 1;
-  const int lane = threadIdx.x % 32, t = lane % 4;
-  const int64_t heads = p.batch.heads;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int row = lane / 4 + 8 * r;
-    const bool exists = row < count;
-    uint64_t positive = 0, negative = 0;
-#pragma unroll
-    for (int c = 0; c < kChannels / 8; ++c) {
-      const int channel = c * 8 + 2 * t;
-      const int32_t x[2] = {2 * context[c][2 * r] - attended[2 * r],
-                            2 * context[c][2 * r + 1] - attended[2 * r]};
-      if (p.rails == 0) {
-        int32_t* out = static_cast<int32_t*>(p.out) + ((token + row) * heads + head) * kChannels;
-        if (exists) *reinterpret_cast<int2*>(out + channel) = make_int2(x[0], x[1]);
-        continue;
-      }
-      const int32_t* thresholds =
-          p.thresholds == nullptr ? nullptr : p.thresholds + head * kChannels + channel;
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        int32_t above = 0, low = kLeast, high = 0;
-        if (thresholds != nullptr) {
-          above = thresholds[e];
-          low = p.rails == 2 ? thresholds[heads * kChannels + e] : 0;
-          high = p.rails == 2 ? thresholds[2 * heads * kChannels + e] : 0;
-        }
-        positive |= uint64_t{x[e] > above} << (channel + e);
-        negative |= uint64_t{x[e] > low && x[e] < high} << (channel + e);
-      }
-    }
-    if (p.rails == 0) continue;
-    positive = quad_word(positive);
-    negative = quad_word(negative);
-    if (exists && t == 0) {
-      uint64_t* out = static_cast<uint64_t*>(p.out) + (token + row) * p.rails * heads + head;
-      out[0] = positive;
-      if (p.rails == 2) out[heads] = negative;
-    }
-  }
-}
-
 template <class S>
 __device__ __forceinline__ void start_rows(BinaryRows<S::M>& rows) {
 #pragma unroll
@@ -264,29 +205,13 @@ __device__ __forceinline__ void start_rows(BinaryRows<S::M>& rows) {
     rows.start[m][3] = start.w;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      rows.attended[m][i] = 0;
+      rows.context.attended[m][i] = 0;
       rows.largest[m][i / 2] = 0;
       rows.sum[m][i / 2] = 0;
 #pragma unroll
-      for (int c = 0; c < kChannels / 8; ++c) rows.context[m][c][i] = 0;
+      for (int c = 0; c < kChannels / 8; ++c) rows.context.sums[m][c][i] = 0;
     }
   }
-}
-
-// Where a tile of rows lies.
-struct BinaryItem {
-  int begin, length;    // of the sequence
-  int head, first_row;  // of the block, or of the warp
-};
-
-template <class S>
-__device__ __forceinline__ void store_rows(const BinaryRows<S::M>& rows,
-                                           const BinaryAttentionParams& p, const BinaryItem& item,
-                                           int first_row) {
-#pragma unroll
-  for (int m = 0; m < S::M; ++m)
-    store_context(p, rows.context[m], rows.attended[m], item.head,
-                  int64_t{item.begin} + first_row + m * 16, item.length - first_row - m * 16);
 }
 
 // ---- the passes over the keys
@@ -337,7 +262,7 @@ __device__ __forceinline__ void attend_block(const BinaryAttentionParams& p,
     if (pass < static_cast<int>(KeyPass::attend))
       finish_pass<S>(rows, static_cast<KeyPass>(pass), p);
   }
-  if (works) store_rows<S>(rows, p, item, first_row);
+  if (works) store_context(p, rows.context, item, first_row);
 }
 
 // Up to 16 M rows of one head of a sequence of at most kGroupKeys tokens, by a warp alone.
@@ -362,21 +287,14 @@ __device__ __forceinline__ void attend_warp(const BinaryAttentionParams& p,
     if (pass < static_cast<int>(KeyPass::attend))
       finish_pass<S>(rows, static_cast<KeyPass>(pass), p);
   }
-  store_rows<S>(rows, p, item, item.first_row);
+  store_context(p, rows.context, item, item.first_row);
 }
 
 // ---- kernels
 
-// The rows of `sequence` inside the tensors, whatever cu_seqlens says.
-__device__ __forceinline__ BinaryItem find_rows(const BinaryBatch& b, const Item& item, int head) {
-  const int begin = clamp(b.cu_seqlens[item.sequence], 0, b.total);
-  const int end = clamp(b.cu_seqlens[item.sequence + 1], begin, b.total);
-  return {begin, end - begin, head, item.first_row};
-}
-
 // Tiles of kLongRows rows: the long sequences.
 template <class S>
-__global__ void __launch_bounds__(S::kThreads)
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     binary_attention_long_kernel(const __grid_constant__ BinaryAttentionParams p) {
   static_assert(S::kRows == kLongRows, "a block takes an item of a long sequence whole");
   fill_table<S>(p);
@@ -393,7 +311,7 @@ __global__ void __launch_bounds__(S::kThreads)
 // Tiles of kShortRows rows, or of 16 rows per warp: the short sequences. Also zeros for the rows of
 // none; all rows are, when cu_seqlens is malformed.
 template <class S>
-__global__ void __launch_bounds__(S::kThreads)
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     binary_attention_short_kernel(const __grid_constant__ BinaryAttentionParams p) {
   static_assert(S::kRows == kShortRows, "a block takes an item of a short sequence whole");
   fill_table<S>(p);
@@ -423,13 +341,7 @@ __global__ void __launch_bounds__(S::kThreads)
     }
     __syncthreads();  // blocks and warps use the same regions
   }
-  const int64_t words = int64_t{b.heads} * (p.rails == 0 ? kChannels / 2 : p.rails);
-  uint64_t* out = static_cast<uint64_t*>(p.out);
-  const int64_t step = int64_t{gridDim.x} * S::kThreads;
-  for (int64_t i = clamp(b.plan[kPlanUsed], 0, b.total) * words +
-                   int64_t{blockIdx.x} * S::kThreads + threadIdx.x;
-       i < b.total * words; i += step)
-    out[i] = 0;
+  fill_rest(b, p.out, p.rails == 0 ? kChannels * 4 : p.rails * 8, 0, S::kThreads);
 }
 
 }  // namespace taut

@@ -33,4 +33,13 @@ struct BinaryAttentionParams {
   void* out;  // int32 (total, heads, 64) without rails; words (total, heads), (total, 2, heads)
 };
 
+struct BinaryQkAttentionParams {
+  BitRows q, k;
+  AttentionRows v;  // (total, heads, 64), of the type of out
+  BinaryBatch batch;
+  float scale;
+  const float* alibi_slopes;  // (heads,) or null
+  void* out;                  // (total, heads, 64)
+};
+
 }  // namespace taut

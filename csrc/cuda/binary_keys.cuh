@@ -9,12 +9,11 @@
 // the signs of one row's products, shifted into a word one after the other, are word t of a row of
 // attended keys: an operand against the values.
 #pragma once
-#include "cuda/attention_tile.cuh"
-#include "cuda/binary_attention_params.h"
+#include "cuda/binary_context.cuh"
 
 namespace taut {
 
-constexpr int kRegionKeys = 128, kKeyBytes = 16, kChannels = 64;
+constexpr int kRegionKeys = 128, kKeyBytes = 16;
 constexpr int kRegionBytes = (kRegionKeys + kChannels) * kKeyBytes;
 constexpr int kGroupKeys = 32, kGroups = kRegionKeys / kGroupKeys;
 
@@ -86,24 +85,24 @@ __device__ __forceinline__ void load_queries(uint32_t (&q)[M][2], const Sequence
   }
 }
 
-// use(m, d) for the products of each tile of rows and each 8 keys of a region's first `groups`
-// groups, in order; d starts at start[m].
-template <int M, class Use>
+// use(m, n, d) for the products of each tile of rows and keys 8 n ... of the first `groups` groups
+// of a region, in order; d starts at start[m].
+template <int kMostGroups = kGroups, int M, class Use>
 __device__ __forceinline__ void for_products(const uint32_t (&q)[M][2], const uint8_t* region,
                                              int groups, const int32_t (&start)[M][4],
                                              const Use& use) {
 #pragma unroll
-  for (int group = 0; group < kGroups; ++group) {
+  for (int group = 0; group < kMostGroups; ++group) {
     if (group >= groups) break;
     uint32_t b[4];
     ptx::ldmatrix_x4(b, region + (group * kGroupKeys + threadIdx.x % 32) * kKeyBytes);
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
+    for (int i = 0; i < 4; ++i) {
 #pragma unroll
       for (int m = 0; m < M; ++m) {
         int32_t d[4];
-        ptx::mma_m16n8k128_and(d, q[m], b[n], start[m]);
-        use(m, d);
+        ptx::mma_m16n8k128_and(d, q[m], b[i], start[m]);
+        use(m, group * 4 + i, d);
       }
     }
   }

@@ -8,6 +8,7 @@ from simt.binary_gemm import SENTINEL
 from simt.memory import (
     BOOL,
     DOUBLE,
+    FLOAT,
     INT32,
     INT64,
     POINTER,
@@ -38,6 +39,14 @@ Params = structure(
     ("rails", INT32),
     ("out", POINTER),
 )
+QkParams = structure(
+    "QkParams",
+    *fields(BitRows, "q k"),
+    ("v", attention.Rows),
+    ("batch", Batch),
+    ("scale", FLOAT),
+    *fields(POINTER, "alibi_slopes out"),
+)
 
 
 def _rows(t):
@@ -67,4 +76,17 @@ def binary_attention(
     p.thresholds, p.rails, p.out = pointer_of(thresholds), rails, out.data_ptr()
     memory = memory_of((q, k, v, cu_seqlens, plan, thresholds), (out,))
     call("binary_attention", "binary_attention", p, memory, schedule=schedule)
+    return out
+
+
+def binary_qk_attention(q, k, v, cu_seqlens, softmax_scale, alibi_slopes=None, schedule=0):
+    tokens, heads = q.shape
+    plan = attention.plan(cu_seqlens, cu_seqlens, tokens, tokens, schedule)
+    out = torch.full((tokens, heads, WORD), 77.0, dtype=v.dtype)
+    rows = attention.Rows(v.data_ptr(), None, v.stride(0), v.stride(1))
+    p = QkParams(_rows(q), _rows(k), rows, _batch(tokens, heads, cu_seqlens, plan))
+    p.scale, p.alibi_slopes, p.out = softmax_scale, pointer_of(alibi_slopes), out.data_ptr()
+    memory = memory_of((q, k, v, cu_seqlens, plan, alibi_slopes), (out,))
+    kind = attention.KINDS[v.dtype]
+    call("binary_attention", "binary_qk_attention", p, memory, kind, schedule=schedule)
     return out
