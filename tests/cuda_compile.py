@@ -20,7 +20,7 @@ OUTPUT = ROOT / "build" / "cuda"
 ARCHITECTURES = ("80", "90a", "100a")
 # The kernels of attention take minutes: of the forward ones those of one dtype are compiled here, of
 # the backward ones none.
-KERNELS = ("attention_forward_bf16", "attention_plan")
+KERNELS = ("attention_forward_bf16", "attention_plan", "binary_attention", "binary_gemm")
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -76,7 +76,10 @@ def sources() -> list[Path]:
 
 
 def architectures(source: Path) -> tuple[str, ...]:
-    """What a source is for, by its name: <stem>_sm90a.cu has wgmma, <stem>_sm90.cu bulk copies."""
+    """What a source is for, by its name: <stem>_sm90a.cu has wgmma, <stem>_sm90.cu bulk copies. The
+    launchers of binary_<stem>.cu leave what emulates products of bits to Triton."""
+    if source.stem.startswith("binary_"):
+        return ("80", "90a")
     if source.stem.endswith("_sm90a"):
         return ("90a",)
     if source.stem.endswith("_sm90"):

@@ -66,6 +66,20 @@ INSTRUCTIONS = {
             ("short", "64, 4, 1", ", false>"),
         )
     },
+    **{
+        f"binary_attention_{kind}_kernel<BinaryShape<{shape}> >": {
+            "": [r"BMMA\.168128\.AND\.POPC", r"BMMA\.168256\.AND\.POPC", r"LDSM\.16\.M88\.4"]
+        }
+        for kind, tiles in (("long", 2), ("short", 1))
+        for shape in (f"{tiles}, false", f"{tiles}, true")
+    },
+    "binary_qk_attention_kernel": {
+        "": [r"BMMA\.168128\.AND\.POPC", r"HMMA\.16816\.F32.*", r"LDSM\.16\.MT88\.4"]
+        + [r"LDGSTS\.E\.BYPASS\.128.*", r"MUFU\.EX2"]
+    },
+    "binary_linear_kernel": {
+        "": [r"BMMA\.168256\.AND\.POPC", r"LDGSTS\.E\.64.*", r"LDGSTS\.E\.BYPASS\.128.*"]
+    },
     "register_budgets": {"": [r"USETMAXREG\.DEALLOC.*", r"USETMAXREG\.TRY_ALLOC.*"]},
 } | {
     f"wgmma_products<{types}, {n}, (Major)0, (Major)0>": {"": [name.replace("@", str(n))]}
@@ -109,6 +123,23 @@ def test_nothing_spills(compiled):
         if kernel.spills and "(Scores)2" not in kernel.name
     ]
     assert not spilling
+
+
+def test_scores_become_bits_by_one_shift_each(compiled):
+    """Funnel shifts of binary attention: one per score, and 5 per transposition of 32 x 32 bits, of
+    which a block's warps have 4 and warps alone, in the short kernel, 8 more."""
+    found = 0
+    for (_, architecture), kernels in compiled.items():
+        for kernel in kernels:
+            if not (named := re.match(r"binary_attention_(long|short)_kernel", kernel.name)):
+                continue
+            found += 1
+            shifts = sum(n for i, n in kernel.instructions.items() if i.startswith("SHF.L.W"))
+            bodies, transpositions = (1, 4) if named[1] == "long" else (2, 4 + 8)
+            tiles = 2 if named[1] == "long" else 1
+            scores = bodies * 256 * 16 * tiles // 32
+            assert shifts == scores + 5 * transpositions, f"{kernel.name} for sm_{architecture}"
+    assert found == 8
 
 
 def test_table_is_current(compiled, tmp_path):

@@ -1,26 +1,10 @@
 // What the launchers of packed signs on CUDA share.
 #pragma once
-#include "cuda/attention_arguments.h"
 #include "cuda/binary_gemm_params.h"
 #include "cuda/fallback.h"
+#include "cuda/inputs.h"
 
 namespace taut {
-
-struct GridLaunch {
-  int32_t device;
-  cudaStream_t stream;
-
-  template <class Params>
-  void operator()(const char* name, void (*kernel)(Params), int threads, int shared_bytes,
-                  int64_t blocks, const Params& params) const {
-    check(blocks < int64_t{1} << 31, name, " must have fewer than 2^31 blocks, got ", blocks);
-    if (blocks == 0) return;
-    // Also lets the kernel have its shared memory.
-    resident_blocks(reinterpret_cast<const void*>(kernel), threads, shared_bytes, device);
-    kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(params);
-    check_cuda_call(cudaGetLastError(), name);
-  }
-};
 
 inline FloatType float_type(ScalarType dtype, const char* op, const char* name) {
   switch (dtype) {
@@ -33,24 +17,43 @@ inline FloatType float_type(ScalarType dtype, const char* op, const char* name) 
   }
 }
 
-template <class T>
-inline const T* data_or_null(const std::optional<Tensor>& t) {
-  return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
+inline const uint64_t* read_words(const Tensor& t) {
+  return static_cast<const uint64_t*>(t.const_data_ptr());
+}
+inline uint64_t* write_words(const Tensor& t) {
+  return static_cast<uint64_t*>(t.mutable_data_ptr());
+}
+inline Tensor empty_bits(int64_t rows, int64_t rails, int64_t words, int32_t device) {
+  return rails == 1 ? empty_cuda({rows, words}, ScalarType::Long, device)
+                    : empty_cuda({rows, rails, words}, ScalarType::Long, device);
 }
 
-// A contiguous tensor of this shape.
-inline void check_contiguous(const Tensor& t, std::initializer_list<int64_t> shape,
-                             ScalarType dtype, int32_t device, const char* op, const char* name) {
-  check_cuda(t, device, op, name);
-  bool fits = t.dim() == static_cast<int64_t>(shape.size());
-  for (int64_t i = 0; fits && i < t.dim(); ++i) fits = t.size(i) == shape.begin()[i];
+// Thresholds for one rail of `shape`, or three of that for two: contiguous.
+inline const int32_t* thresholds_of(const Tensor& t, std::initializer_list<int64_t> shape,
+                                    int64_t rails, Inputs& inputs, int32_t device, const char* op) {
+  check_cuda(t, device, op, "thresholds");
+  const int64_t extra = rails == 2 ? 1 : 0, dim = static_cast<int64_t>(shape.size()) + extra;
+  bool fits = t.dim() == dim && (extra == 0 || t.size(0) == 3);
+  for (int64_t i = extra; fits && i < dim; ++i) fits = t.size(i) == shape.begin()[i - extra];
   if (!fits) {
     std::ostringstream wanted;
-    for (int64_t size : shape) wanted << size << ", ";
-    check(false, op, name, " must be (", wanted.str(), "), got ", shape_of(t));
+    wanted << (extra ? "3" : "");
+    for (int64_t size : shape) wanted << (wanted.tellp() ? ", " : "") << size;
+    check(false, op, "thresholds must be (", wanted.str(), ") with rails = ", rails, ", got ",
+          shape_of(t));
   }
-  check_dtype(t, dtype, op, name);
-  check(t.is_contiguous(), op, name, " must be contiguous");
+  check_dtype(t, ScalarType::Int, op, "thresholds");
+  return static_cast<const int32_t*>(inputs.contiguous(t));
+}
+
+// Whether a device multiplies single bits: later ones emulate that.
+inline bool has_bit_products(const FirstTensor& x) {
+  return x.is_on_sm80() && compute_capability(x.device) < 100;
+}
+template <Boxed* native>
+inline void bits_or_triton(const char* op, StableIValue* stack, uint64_t inputs, uint64_t outputs) {
+  if (has_bit_products(FirstTensor(stack))) return native(stack, inputs, outputs);
+  call_triton(op, stack);
 }
 
 }  // namespace taut

@@ -1,5 +1,6 @@
 // Launchers of attention over packed signs on CUDA. Devices without products of bits, and values of
 // fp32 and int8, go on to Triton.
+#include "cuda/attention_arguments.h"
 #include "cuda/attention_run.cuh"
 #include "cuda/binary_arguments.h"
 #include "cuda/binary_attention_launch.cuh"
@@ -67,14 +68,11 @@ Tensor binary_attention(const Tensor& q, const Tensor& k, const Tensor& v, const
   check(!p.elastic || (alpha > 0 && std::isfinite(alpha)), op,
         "alpha must be positive in mode elastic, got ", alpha);
   check(rails >= 0 && rails <= 2, op, "rails must be one of 0, 1, 2, got ", rails);
-  if (thresholds && rails == 2) {
-    check_contiguous(*thresholds, {3, call.heads, kChannels}, ScalarType::Int, call.device, op,
-                     "thresholds");
-  } else if (thresholds) {
-    check(rails == 1, op, "thresholds must be None with rails = 0");
-    check_contiguous(*thresholds, {call.heads, kChannels}, ScalarType::Int, call.device, op,
-                     "thresholds");
-  }
+  check(!thresholds || rails > 0, op, "thresholds must be None with rails = 0");
+  Inputs inputs(op, call.device);
+  if (thresholds)
+    p.thresholds =
+        thresholds_of(*thresholds, {call.heads, kChannels}, rails, inputs, call.device, op);
   p.q = bit_rows(q, call.tokens, call.heads, call.device, op, "q");
   p.k = bit_rows(k, call.tokens, call.heads, call.device, op, "k");
   p.v = bit_rows(v, call.tokens, call.heads, call.device, op, "v");
@@ -84,12 +82,10 @@ Tensor binary_attention(const Tensor& q, const Tensor& k, const Tensor& v, const
     p.exponentials[x] =
         static_cast<int32_t>(std::nearbyint(std::exp(-2 * softmax_scale * x) * ((1 << 24) - 1)));
   p.half_alpha = alpha / 2;
-  p.thresholds = data_or_null<int32_t>(thresholds);
   p.rails = static_cast<int32_t>(rails);
-  Tensor out =
-      rails == 0   ? empty_cuda({call.tokens, call.heads, kChannels}, ScalarType::Int, call.device)
-      : rails == 1 ? empty_cuda({call.tokens, call.heads}, ScalarType::Long, call.device)
-                   : empty_cuda({call.tokens, 2, call.heads}, ScalarType::Long, call.device);
+  Tensor out = rails == 0
+                   ? empty_cuda({call.tokens, call.heads, kChannels}, ScalarType::Int, call.device)
+                   : empty_bits(call.tokens, rails, call.heads, call.device);
   p.out = out.mutable_data_ptr();
   if (out.numel() > 0) launch_binary_attention(p, call.launch);
   record_variant(op, "native");
@@ -110,17 +106,16 @@ Tensor binary_qk_attention(const Tensor& q, const Tensor& k, const Tensor& v,
   check(
       v.dim() == 3 && v.size(0) == call.tokens && v.size(1) == call.heads && v.size(2) == kChannels,
       op, "v must be (", call.tokens, ", ", call.heads, ", 64), got ", shape_of(v));
-  if (alibi_slopes)
-    check_contiguous(*alibi_slopes, {call.heads}, ScalarType::Float, call.device, op,
-                     "alibi_slopes");
-  AttentionInputs inputs(op, call.device, kChannels, dtype);
+  Inputs inputs(op, call.device);
+  AttentionInputs values(op, call.device, kChannels, dtype);
   BinaryQkAttentionParams p{};
   p.q = bit_rows(q, call.tokens, call.heads, call.device, op, "q");
   p.k = bit_rows(k, call.tokens, call.heads, call.device, op, "k");
-  p.v = inputs.rows(v, "v");
+  p.v = values.rows(v, "v");
   p.batch = call.batch;
   p.scale = static_cast<float>(softmax_scale);
-  p.alibi_slopes = data_or_null<float>(alibi_slopes);
+  p.alibi_slopes = static_cast<const float*>(
+      inputs.vector(alibi_slopes, call.heads, ScalarType::Float, "alibi_slopes"));
   Tensor out = empty_cuda({call.tokens, call.heads, kChannels}, dtype, call.device);
   p.out = out.mutable_data_ptr();
   if (out.numel() > 0 && dtype == ScalarType::BFloat16) {
@@ -132,17 +127,15 @@ Tensor binary_qk_attention(const Tensor& q, const Tensor& k, const Tensor& v,
   return out;
 }
 
-bool has_half_values(const StableIValue* stack) {
-  return has_bit_products(stack) && is_half(stack, 2);
-}
-
 void boxed(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
-  native_or_triton<TORCH_BOX(&binary_attention), has_bit_products>("binary_attention", stack,
-                                                                   inputs, outputs);
+  bits_or_triton<TORCH_BOX(&binary_attention)>("binary_attention", stack, inputs, outputs);
 }
 void boxed_qk(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
-  native_or_triton<TORCH_BOX(&binary_qk_attention), has_half_values>("binary_qk_attention", stack,
-                                                                     inputs, outputs);
+  const char* op = "binary_qk_attention";
+  const FirstTensor values(stack + 2);
+  if (values.is_half() && has_bit_products(FirstTensor(stack)))
+    return TORCH_BOX(&binary_qk_attention)(stack, inputs, outputs);
+  call_triton(op, stack);
 }
 
 }  // namespace
