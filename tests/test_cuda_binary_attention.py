@@ -3,36 +3,20 @@
 import pytest
 import torch
 
-from binary_cases import plain_qk_only, random_words
+from binary_cases import (
+    BEHIND,
+    HEADS,
+    MODES,
+    inputs,
+    plain_qk_only,
+    qk_inputs,
+    random_thresholds,
+)
 from helpers import assert_close_by_comparison, cu_seqlens_of
 from simt import attention as cuda_attention
 from simt import binary_attention as cuda
 from simt import build
 from taut.reference import binary_attention as reference
-
-# On either side of every limit: rows of a warp and of a tile, keys of a group, region and tile.
-LENGTHS = (0, 1, 16, 17, 32, 33, 63, 64, 65, 0, 128, 130, 257, 7)
-BEHIND = 3  # rows after the last sequence
-HEADS = 3
-MODES = {
-    "bool": {},
-    "bool geq": {"tie": "geq"},
-    "elastic": {"mode": "elastic", "alpha": 0.02},
-    "elastic, sharp": {"mode": "elastic", "alpha": 0.3, "softmax_scale": 1.0},
-    "elastic, flat": {"mode": "elastic", "alpha": 0.01, "softmax_scale": 0.001},
-    "elastic, nothing": {"mode": "elastic", "alpha": 3.0},
-    "elastic, everything": {"mode": "elastic", "alpha": 1e-7},
-}
-
-
-def inputs(lengths=LENGTHS, heads=HEADS):
-    """Words of q, k, v; some keys equal or opposite to queries, so that all 65 products occur."""
-    tokens = sum(lengths) + BEHIND
-    q, k, v = random_words(3, tokens, heads)
-    for token in range(0, tokens, 5):
-        word = (1 << int(torch.randint(0, 65, ()))) - 1
-        k[token] = q[tokens // 2] ^ (word - (1 << 64) if word >= 1 << 63 else word)
-    return q, k, v, cu_seqlens_of(lengths)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -46,11 +30,11 @@ def test_sums(mode):
 @pytest.mark.parametrize("mode", ("bool", "elastic"))
 def test_bits(mode):
     args = inputs((0, 1, 30, 65, 260))
-    for rails, shape in ((1, None), (2, None), (1, (HEADS, 64)), (2, (3, HEADS, 64))):
-        thresholds = None if shape is None else torch.randint(-5, 6, shape, dtype=torch.int32)
-        rest = {**MODES[mode], "rails": rails, "thresholds": thresholds}
-        bits = cuda.binary_attention(*args, **rest)
-        assert torch.equal(bits, reference.binary_attention(*args, **rest))
+    for rails in (1, 2):
+        for thresholds in random_thresholds(rails):
+            rest = {**MODES[mode], "rails": rails, "thresholds": thresholds}
+            bits = cuda.binary_attention(*args, **rest)
+            assert torch.equal(bits, reference.binary_attention(*args, **rest))
 
 
 @pytest.mark.parametrize("schedule", build.SCHEDULES)
@@ -115,22 +99,25 @@ def test_a_wrong_plan_stays_inside(offsets):
 # ---- binary queries and keys, values of 16 bits
 
 
-def qk_inputs(lengths, dtype, heads=HEADS):
-    q, k, _, cu = inputs(lengths, heads)
-    return q, k, torch.randn(q.shape[0], heads, 64).to(dtype), cu
+def assert_qk_only(lengths, dtype, scale, slopes, schedule=0):
+    q, k, v, cu = qk_inputs(lengths, dtype)
+    out = cuda.binary_qk_attention(q, k, v, cu, scale, slopes, schedule)
+    exact = reference.binary_qk_attention(q, k, v.double(), cu, scale, slopes)
+    assert_close_by_comparison(out, plain_qk_only(q, k, v, cu, scale, slopes), exact)
+    assert (out[-BEHIND:] == 0).all()
+
+
+@pytest.mark.parametrize("alibi", (False, True))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_qk_only(dtype, alibi):
+    slopes = torch.tensor([0.5, 0.02, 0.0]) if alibi else None
+    for scale in (0.125, 1.5):
+        assert_qk_only((0, 1, 33, 64, 65, 130, 300), dtype, scale, slopes)
 
 
 @pytest.mark.parametrize("schedule", build.SCHEDULES)
-@pytest.mark.parametrize("alibi", (False, True))
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
-def test_qk_only(dtype, alibi, schedule):
-    q, k, v, cu = qk_inputs((0, 1, 33, 64, 65, 130, 300), dtype)
-    slopes = torch.tensor([0.5, 0.02, 0.0]) if alibi else None
-    for scale in (0.125, 1.5):
-        out = cuda.binary_qk_attention(q, k, v, cu, scale, slopes, schedule)
-        exact = reference.binary_qk_attention(q, k, v.double(), cu, scale, slopes)
-        assert_close_by_comparison(out, plain_qk_only(q, k, v, cu, scale, slopes), exact)
-        assert (out[-BEHIND:] == 0).all()
+def test_qk_only_in_every_schedule(schedule):
+    assert_qk_only((70, 260), torch.bfloat16, 0.125, torch.rand(HEADS), schedule)
 
 
 def test_qk_only_keeps_nan_in_its_sequence():

@@ -3,29 +3,16 @@
 import pytest
 import torch
 
+from binary_cases import random_bits, random_weight, some_zeros
 from helpers import assert_close_by_comparison, strided_rows
 from simt import binary_gemm as cuda
 from simt import build
-from taut.ops.binary_gemm import pack_binary_weight
 from taut.reference import binary_gemm as reference
 
 NAN = float("nan")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # in_features, out_features: words, steps of four words and panels that are full, partial and single.
 SHAPES = ((1, 1), (64, 64), (70, 130), (256, 65), (1100, 3), (1280, 129))
-
-
-def some_zeros(*shape):
-    x = torch.randn(shape)
-    return x.masked_fill(torch.rand(shape) < 0.1, 0.0)
-
-
-def random_bits(rows, columns, rails=1):
-    return reference.pack_bits(some_zeros(rows, columns), None, rails)
-
-
-def random_weight(out_features, in_features):
-    return pack_binary_weight(random_bits(out_features, in_features))
 
 
 def stray_bits(bits, columns):
