@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -140,6 +141,18 @@ def test_scores_become_bits_by_one_shift_each(compiled):
             scores = bodies * 256 * 16 * tiles // 32
             assert shifts == scores + 5 * transpositions, f"{kernel.name} for sm_{architecture}"
     assert found == 8
+
+
+def test_probe_of_bits_measures_what_it_names():
+    kernels = cuda_compile.compile_source(ROOT / "bench/probe_binary.cu", "90a")
+    found = {kernel.name: Counter(kernel.instructions) for kernel in kernels}
+    assert not any(kernel.spills for kernel in kernels)
+    assert found["bmma_k128_kernel"]["BMMA.168128.AND.POPC"] >= 8
+    assert found["bmma_k256_kernel"]["BMMA.168256.AND.POPC"] >= 8
+    coupled = found["shift_coupled_kernel"]
+    assert coupled["SHF.L.W.U32.HI"] == 4 * coupled["BMMA.168128.AND.POPC"] == 64
+    for registers in ("false", "true"):
+        assert found[f"bgmma_kernel<{registers}>"]["BGMMA.64x128x256.AND.POPC"] >= 4
 
 
 def test_table_is_current(compiled, tmp_path):

@@ -18,19 +18,20 @@
 
 namespace taut {
 
+enum class KeyPass { largest, sum, attend };
+
 template <int M_, bool kElastic_>
 struct BinaryShape {
   static constexpr int M = M_;
   static constexpr bool kElastic = kElastic_;
   static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = kWarps * 16 * M;
   static constexpr int kKeys = 2 * kRegionKeys;
+  static constexpr int kFirstPass = static_cast<int>(kElastic ? KeyPass::largest : KeyPass::attend);
   static constexpr int kTableBytes = kElastic ? kDistances * 32 * 4 : 4 * 4;
   static constexpr int kSharedBytes = kWarps * kRegionBytes + kTableBytes;
   // Blocks per multiprocessor that registers must allow.
   static constexpr int kBlocks = M == 1 ? 4 : kElastic ? 2 : 3;
 };
-
-enum class KeyPass { largest, sum, attend };
 
 // What a warp knows of its rows.
 template <int M>
@@ -216,8 +217,6 @@ __device__ __forceinline__ void start_rows(BinaryRows<S::M>& rows) {
 
 // ---- the passes over the keys
 
-constexpr int kFirstPass(bool elastic) { return elastic ? 0 : static_cast<int>(KeyPass::attend); }
-
 // S::kRows rows of one head, by the block. The words of the next 256 keys are on their way while
 // those in shared memory are used.
 template <class S>
@@ -243,7 +242,7 @@ __device__ __forceinline__ void attend_block(const BinaryAttentionParams& p,
   };
   fetch(0);
 #pragma unroll 1
-  for (int pass = kFirstPass(S::kElastic); pass <= static_cast<int>(KeyPass::attend); ++pass) {
+  for (int pass = S::kFirstPass; pass <= static_cast<int>(KeyPass::attend); ++pass) {
 #pragma unroll 1
     for (int first = 0; first < item.length; first += S::kKeys) {
       __syncthreads();  // nobody reads the keys before these any more
@@ -282,7 +281,7 @@ __device__ __forceinline__ void attend_warp(const BinaryAttentionParams& p,
   for (int t = 0; t < 4; ++t) store_values(region, t, values.at(value_key(t)));
   __syncwarp();
 #pragma unroll 1
-  for (int pass = kFirstPass(S::kElastic); pass <= static_cast<int>(KeyPass::attend); ++pass) {
+  for (int pass = S::kFirstPass; pass <= static_cast<int>(KeyPass::attend); ++pass) {
     take_keys<S>(rows, static_cast<KeyPass>(pass), region, 0, item.length);
     if (pass < static_cast<int>(KeyPass::attend))
       finish_pass<S>(rows, static_cast<KeyPass>(pass), p);
