@@ -1,8 +1,15 @@
-// Runs what a <stem>_launch.cuh launches. `Memory` is tests/simt/memory.py's.
+// How the cases of attention launch their kernels.
 #pragma once
+#include <cstdint>
+
 #include "simt.h"
 
-// What a call may touch.
+namespace {
+
+// Few blocks, so that each takes several units.
+constexpr unsigned kBlocks = 3;
+
+// What a call may touch, by launch.
 struct Memory {
   const void* reads[16];
   int64_t read_bytes[16];
@@ -12,19 +19,18 @@ struct Memory {
 
 struct Executor {
   const Memory& memory;
-  int64_t schedule;
+  int schedule;
   uint64_t seed;
-  int64_t most_blocks = 1 << 16;  // few, for blocks to take several units each
 
   template <class Params>
   void operator()(const char* name, void (*kernel)(Params), int threads, int shared_bytes,
-                  int64_t blocks, const Params& params) const {
-    const int64_t chosen = blocks < 1 ? 1 : blocks < most_blocks ? blocks : most_blocks;
+                  int64_t units, const Params& params) const {
+    if (units == 0) units = 1;
     simt::Launch launch{name,
-                        {static_cast<unsigned>(chosen)},
+                        {static_cast<unsigned>(units < kBlocks ? units : kBlocks)},
                         {static_cast<unsigned>(threads)},
                         static_cast<size_t>(shared_bytes)};
-    launch.schedule(static_cast<int>(schedule), seed);
+    launch.schedule(schedule, seed);
     for (int i = 0; i < 16; ++i)
       launch.reads(static_cast<const uint8_t*>(memory.reads[i]), memory.read_bytes[i]);
     for (int i = 0; i < 8; ++i)
@@ -32,3 +38,5 @@ struct Executor {
     launch(kernel, params);
   }
 };
+
+}  // namespace
