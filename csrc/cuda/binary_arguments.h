@@ -6,17 +6,6 @@
 
 namespace taut {
 
-inline FloatType float_type(ScalarType dtype, const char* op, const char* name) {
-  switch (dtype) {
-    case ScalarType::Float: return FloatType::f32;
-    case ScalarType::BFloat16: return FloatType::bf16;
-    case ScalarType::Half: return FloatType::f16;
-    default:
-      check(false, op, name, " must be float32, bfloat16 or float16, got ", dtype_name(dtype));
-      return FloatType::f32;
-  }
-}
-
 inline const uint64_t* read_words(const Tensor& t) {
   return static_cast<const uint64_t*>(t.const_data_ptr());
 }
