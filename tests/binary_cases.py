@@ -2,11 +2,64 @@
 
 import torch
 
+from helpers import RAGGED_LENGTHS, cu_seqlens_of
+from taut.ops.binary_gemm import pack_binary_weight
 from taut.reference import binary_attention as reference
+from taut.reference.binary_gemm import pack_bits
+
+# On either side of every limit of a kernel: rows of a warp and of a tile, keys of a step.
+LENGTHS = (*RAGGED_LENGTHS, 257, 16, 17, 32)
+BEHIND = 3  # rows after the last sequence
+HEADS = 3
+MODES = {
+    "bool": {},
+    "bool geq": {"tie": "geq"},
+    "elastic": {"mode": "elastic", "alpha": 0.02},
+    "elastic, sharp": {"mode": "elastic", "alpha": 0.3, "softmax_scale": 1.0},
+    "elastic, flat": {"mode": "elastic", "alpha": 0.01, "softmax_scale": 0.001},
+    "elastic, nothing": {"mode": "elastic", "alpha": 3.0},
+    "elastic, everything": {"mode": "elastic", "alpha": 1e-7},
+}
 
 
 def random_words(*shape):
     return torch.randint(-(2**63), 2**63 - 1, shape)
+
+
+def inputs(lengths=LENGTHS, heads=HEADS):
+    """Words of q, k, v; some keys equal or opposite to queries, so that all 65 products occur."""
+    tokens = sum(lengths) + BEHIND
+    q, k, v = random_words(3, tokens, heads)
+    for token in range(0, tokens, 5):
+        flipped = int(torch.randint(0, 65, ()))
+        word = (1 << flipped) - 1
+        k[token] = q[tokens // 2] ^ (word - (1 << 64) if word >= 1 << 63 else word)
+    return q, k, v, cu_seqlens_of(lengths)
+
+
+def qk_inputs(lengths, dtype, heads=HEADS):
+    """The same with values of `dtype`."""
+    q, k, _, cu = inputs(lengths, heads)
+    return q, k, torch.randn(q.shape[0], heads, 64).to(dtype), cu
+
+
+def random_thresholds(rails):
+    """None, and numbers around 0, for attention over HEADS heads."""
+    shape = (HEADS, 64) if rails == 1 else (3, HEADS, 64)
+    return None, torch.randint(-5, 6, shape, dtype=torch.int32)
+
+
+def some_zeros(*shape):
+    x = torch.randn(shape)
+    return x.masked_fill(torch.rand(shape) < 0.1, 0.0)
+
+
+def random_bits(rows, columns, rails=1):
+    return pack_bits(some_zeros(rows, columns), None, rails)
+
+
+def random_weight(out_features, in_features):
+    return pack_binary_weight(random_bits(out_features, in_features))
 
 
 def plain_qk_only(q, k, v, cu_seqlens, scale, slopes):

@@ -27,6 +27,8 @@ KERNELS = (
     "attention_backward_bf16",
     "attention_backward_f16",
     "attention_plan",
+    "binary_attention",
+    "binary_gemm",
 )
 FLAGS = (
     "-std=c++17",
@@ -88,10 +90,13 @@ def architectures(source: Path) -> tuple[str, ...]:
     """What a source is compiled for, by its name.
 
     <stem>_sm90a.cu has wgmma, <stem>_sm90.cu bulk copies; <stem>_f16.cu differs from its bf16 twin
-    by the type in the instructions only, so one architecture stands for all.
+    by the type in the instructions only, so one architecture stands for all. The launchers of
+    binary_<stem>.cu leave what emulates products of bits to Triton.
     """
     if source.stem.endswith("_f16"):
         return ("90a",)
+    if source.stem.startswith("binary_"):
+        return ("80", "90a")
     if source.stem.endswith("_sm90a"):
         return ("90a",)
     if source.stem.endswith("_sm90"):

@@ -6,37 +6,14 @@ import pytest
 import torch
 
 import taut
-from binary_cases import plain_qk_only, random_words
-from helpers import RAGGED_LENGTHS, assert_close_by_comparison, cu_seqlens_of, on_one_thread
+from binary_cases import BEHIND, HEADS, LENGTHS, MODES, inputs, plain_qk_only, random_words
+from helpers import assert_close_by_comparison, cu_seqlens_of, on_one_thread
 from taut._native import last_variant
 from taut.reference import binary_attention as reference
 from taut.reference import binary_gemm
 
 NAN = float("nan")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LENGTHS = (*RAGGED_LENGTHS, 257)
-BEHIND = 3  # rows after the last sequence
-HEADS = 3
-MODES = {
-    "bool": {},
-    "bool geq": {"tie": "geq"},
-    "elastic": {"mode": "elastic", "alpha": 0.02},
-    "elastic, sharp": {"mode": "elastic", "alpha": 0.3, "softmax_scale": 1.0},
-    "elastic, flat": {"mode": "elastic", "alpha": 0.01, "softmax_scale": 0.001},
-    "elastic, nothing": {"mode": "elastic", "alpha": 3.0},
-    "elastic, everything": {"mode": "elastic", "alpha": 1e-7},
-}
-
-
-def inputs(lengths=LENGTHS):
-    """Words of q, k, v; some keys equal or opposite to queries, so that all 65 products occur."""
-    tokens = sum(lengths) + BEHIND
-    q, k, v = random_words(3, tokens, HEADS)
-    for token in range(0, tokens, 5):
-        flipped = int(torch.randint(0, 65, ()))
-        word = (1 << flipped) - 1
-        k[token] = q[tokens // 2] ^ (word - (1 << 64) if word >= 1 << 63 else word)
-    return q, k, v, cu_seqlens_of(lengths)
 
 
 @pytest.mark.parametrize("mode", MODES)

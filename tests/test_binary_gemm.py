@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import taut
+from binary_cases import random_bits, random_weight, some_zeros
 from helpers import assert_close_by_comparison, misaligned, on_one_thread, strided_rows
 from taut._native import last_variant
 from taut.reference import binary_gemm as reference
@@ -12,19 +13,6 @@ NAN = float("nan")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # in_features, out_features: words and panels that are full, partial and single.
 SHAPES = ((1, 1), (64, 64), (65, 70), (300, 130), (768, 64), (4500, 3))
-
-
-def some_zeros(*shape):
-    x = torch.randn(shape)
-    return x.masked_fill(torch.rand(shape) < 0.1, 0.0)
-
-
-def random_bits(rows, columns, rails=1):
-    return taut.pack_bits(some_zeros(rows, columns), rails=rails)
-
-
-def random_weight(out_features, in_features):
-    return taut.pack_binary_weight(random_bits(out_features, in_features))
 
 
 def exact_sums(x, packed, out_features, in_features):

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -85,6 +86,20 @@ INSTRUCTIONS = {
         for dtype, product in (("bf16", r"HMMA\.16816\.F32\.BF16"), ("f16", r"HMMA\.16816\.F32"))
         for head_dim in (32, 64, 128, 256)
         for scores in (0, 1)
+    },
+    **{
+        f"binary_attention_{kind}_kernel<BinaryShape<{shape}> >": {
+            "": [r"BMMA\.168128\.AND\.POPC", r"BMMA\.168256\.AND\.POPC", r"LDSM\.16\.M88\.4"]
+        }
+        for kind, tiles in (("long", 2), ("short", 1))
+        for shape in (f"{tiles}, false", f"{tiles}, true")
+    },
+    "binary_qk_attention_kernel": {
+        "": [r"BMMA\.168128\.AND\.POPC", r"HMMA\.16816\.F32.*", r"LDSM\.16\.MT88\.4"]
+        + [r"LDGSTS\.E\.BYPASS\.128.*", r"MUFU\.EX2"]
+    },
+    "binary_linear_kernel": {
+        "": [r"BMMA\.168256\.AND\.POPC", r"LDGSTS\.E\.64.*", r"LDGSTS\.E\.BYPASS\.128.*"]
     },
     "register_budgets": {"": [r"USETMAXREG\.DEALLOC.*", r"USETMAXREG\.TRY_ALLOC.*"]},
 } | {
@@ -178,6 +193,35 @@ def test_instructions_of_a_tile(compiled, shape, products):
         assert sum(loop.values()) - products < 4.5 * scores + 220
         seen += 1
     assert seen == 6  # plain and ALiBi for three architectures
+
+
+def test_scores_become_bits_by_one_shift_each(compiled):
+    """Funnel shifts of binary attention: one per score, and 5 per transposition of 32 x 32 bits, of
+    which a block's warps have 4 and warps alone, in the short kernel, 8 more."""
+    found = 0
+    for (_, architecture), kernels in compiled.items():
+        for kernel in kernels:
+            if not (named := re.match(r"binary_attention_(long|short)_kernel", kernel.name)):
+                continue
+            found += 1
+            shifts = sum(n for i, n in kernel.instructions.items() if i.startswith("SHF.L.W"))
+            bodies, transpositions = (1, 4) if named[1] == "long" else (2, 4 + 8)
+            tiles = 2 if named[1] == "long" else 1
+            scores = bodies * 256 * 16 * tiles // 32
+            assert shifts == scores + 5 * transpositions, f"{kernel.name} for sm_{architecture}"
+    assert found == 8
+
+
+def test_probe_of_bits_measures_what_it_names():
+    kernels = cuda_compile.compile_source(ROOT / "bench/probe_binary.cu", "90a")
+    found = {kernel.name: Counter(kernel.instructions) for kernel in kernels}
+    assert not any(kernel.spills for kernel in kernels)
+    assert found["bmma_k128_kernel"]["BMMA.168128.AND.POPC"] >= 8
+    assert found["bmma_k256_kernel"]["BMMA.168256.AND.POPC"] >= 8
+    coupled = found["shift_coupled_kernel"]
+    assert coupled["SHF.L.W.U32.HI"] == 4 * coupled["BMMA.168128.AND.POPC"] == 64
+    for registers in ("false", "true"):
+        assert found[f"bgmma_kernel<{registers}>"]["BGMMA.64x128x256.AND.POPC"] >= 4
 
 
 @pytest.mark.parametrize("name", ("cuda_kernels", "cuda_instructions"))

@@ -20,6 +20,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = Path(taut.__file__).parent
 NATIVE = (
     "attention_plan",
+    "binary_attention",
+    "binary_linear",
+    "binary_linear_bits",
+    "binary_linear_layer_norm",
+    "binary_qk_attention",
+    "pack_bits",
+    "unpack_bits",
     "varlen_attention",
     "varlen_attention_backward",
     "varlen_attention_qkvpacked",

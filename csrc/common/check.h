@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/types.h"
+
 namespace taut {
 
 using torch::headeronly::ScalarType;
@@ -50,6 +52,17 @@ inline void check(bool ok, const char* op, const Parts&... parts) {
   out << op << ": ";
   (out << ... << parts);
   throw std::runtime_error(out.str());
+}
+
+inline FloatType float_type(ScalarType dtype, const char* op, const char* name) {
+  switch (dtype) {
+    case ScalarType::Float: return FloatType::f32;
+    case ScalarType::BFloat16: return FloatType::bf16;
+    case ScalarType::Half: return FloatType::f16;
+    default:
+      check(false, op, name, " must be float32, bfloat16 or float16, got ", dtype_name(dtype));
+      return FloatType::f32;
+  }
 }
 
 inline void check_cpu(const Tensor& t, const char* op, const char* name) {

@@ -1,4 +1,4 @@
-// Storage types of half-precision tensors. Arithmetic is always done in wider types: see cpu/isa.
+// Storage types of half-precision tensors. Arithmetic is always done in wider types.
 #pragma once
 #include <cstdint>
 
@@ -10,5 +10,8 @@ struct bf16 {
 struct f16 {
   uint16_t bits;
 };
+
+// The type of a tensor that a kernel learns at run time.
+enum class FloatType : int { f32, bf16, f16 };
 
 }  // namespace taut

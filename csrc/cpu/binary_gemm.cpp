@@ -87,17 +87,6 @@ Tensor unpack_bits(const Tensor& bits, int64_t columns) {
   return out;
 }
 
-FloatType float_type(ScalarType dtype, const char* op, const char* name) {
-  switch (dtype) {
-    case ScalarType::Float: return FloatType::f32;
-    case ScalarType::BFloat16: return FloatType::bf16;
-    case ScalarType::Half: return FloatType::f16;
-    default:
-      check(false, op, name, " must be float32, bfloat16 or float16, got ", dtype_name(dtype));
-      return FloatType::f32;
-  }
-}
-
 // Checks x and packed, and fills in what describes them.
 BinaryLinearParams prepare(const char* op, const Tensor& x, const Optional& x_scale,
                            const Tensor& packed, int64_t out_features, int64_t in_features) {

@@ -42,7 +42,6 @@ struct BinaryScratch {
 
 enum class BinaryInput : int { one_rail, two_rails, codes };
 enum class BinaryResult : int { floats, one_rail, two_rails, norm };
-enum class FloatType : int { f32, bf16, f16 };
 
 // Rows are contiguous; strides between rows in elements. A null pointer means "not given".
 struct BinaryLinearParams {

@@ -77,6 +77,16 @@ __device__ __forceinline__ void mma_m16n8k128_and(int32_t (&d)[4], const uint32_
       : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
+// The same with accumulators that start at c instead: D = A * B + C.
+__device__ __forceinline__ void mma_m16n8k128_and(int32_t (&d)[4], const uint32_t (&a)[2],
+                                                  uint32_t b, const int32_t (&c)[4]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, "
+      "{%6}, {%7, %8, %9, %10};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+
 // mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.xor.popc: native on sm_80 only.
 __device__ __forceinline__ void mma_m16n8k128_xor(int32_t (&d)[4], const uint32_t (&a)[2],
                                                   uint32_t b) {

@@ -1,0 +1,137 @@
+// Attention over packed queries and keys with 16-bit values on sm_80 to sm_90: products of bits, an
+// online softmax, products with the values. Tiles, softmax and plan are those of attention.cuh.
+#pragma once
+#include "cuda/attention.cuh"
+#include "cuda/binary_keys.cuh"
+
+namespace taut {
+
+template <class T_, int M_>
+struct BinaryQkShape {
+  using T = T_;
+  static constexpr int M = M_, N = 8, D = kChannels;
+  static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = kWarps * 16 * M, kKeys = 8 * N;
+  // Values, and afterwards the block's rows on their way out.
+  static constexpr int kTileBytes = kRows * kPitch<D> * 2;
+  static constexpr int kSharedBytes = kTileBytes + kKeys * kKeyBytes;
+  static_assert(kRows >= kKeys, "values fit where rows leave");
+};
+
+// Half of each product, a whole number, minus the slope in these units times the distance; -inf for
+// keys that do not exist. `distance` is that of row 0 and key 0.
+template <class S>
+__device__ __forceinline__ void half_products(float (&s)[S::M][S::N][4],
+                                              const uint32_t (&q)[S::M][2], const uint8_t* keys,
+                                              float slope, int distance, int count) {
+  // An accumulator that starts at the bits of 1.5 * 2^23 is, as a float, that and what it counted.
+  constexpr float kBase = 12582912.0f;
+  int32_t start[S::M][4];
+#pragma unroll
+  for (int i = 0; i < S::M * 4; ++i) start[i / 4][i % 4] = 0x4b400000;
+  for_products<S::N / 4>(q, keys, S::N / 4, start, [&](int m, int n, const int32_t (&d)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[m][n][i] = __int_as_float(d[i]) - (kBase + kChannels / 2);
+  });
+  if (slope == 0.0f && count >= S::kKeys) return;
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < S::M * S::N * 4; ++i) {
+    const int m = i / 4 / S::N, n = i / 4 % S::N;
+    const int column = n * 8 + lane % 4 * 2 + i % 2;
+    const int apart = distance + m * 16 + lane / 4 + i % 4 / 2 * 8 - column;
+    float& x = s[m][n][i % 4];
+    x = column < count ? x - slope * fabsf(static_cast<float>(apart)) : -kInfinity;
+  }
+}
+
+// S::kRows rows of one head.
+template <class S>
+__device__ __forceinline__ void attend_values(const BinaryQkAttentionParams& p,
+                                              const BinaryItem& item) {
+  using T = typename S::T;
+  constexpr int M = S::M, N = S::N, D = S::D;
+  T* tile = reinterpret_cast<T*>(dynamic_shared());
+  uint8_t* shared_keys = dynamic_shared() + S::kTileBytes;
+  const int thread = threadIdx.x, warp_row = warp_index() * 16 * M;
+  const int first_row = item.first_row + warp_row;
+  const bool works = is_uniform(first_row < item.length);
+  const SequenceBits keys = sequence_bits(p.k, item.begin, item.length, item.head);
+  TileRows<T> values = tile_rows<T>(p.v, item.begin, item.length, item.head, p.batch.heads, 1, 6);
+  const float slope = p.alibi_slopes == nullptr ? 0.0f : p.alibi_slopes[item.head] / (2 * p.scale);
+
+  uint32_t q[M][2];
+  load_queries(q, sequence_bits(p.q, item.begin, item.length, item.head), first_row);
+  float o[M][D / 8][4];
+  set_zero(o);
+  RowState<M> state;
+  float no_shift[M][2];
+#pragma unroll
+  for (int i = 0; i < 2 * M; ++i) {
+    state.largest[i / 2][i % 2] = -kInfinity;
+    state.sum[i / 2][i % 2] = no_shift[i / 2][i % 2] = 0.0f;
+  }
+
+  uint64_t word = keys.at(thread);
+#pragma unroll 1
+  for (int key = 0; key < item.length; key += S::kKeys) {
+    const int count = item.length - key;
+    __syncthreads();  // nobody reads the keys and values before these any more
+    if (thread < S::kKeys) store_key(shared_keys, thread, word, thread < count);
+    values.token = key;
+    if (count >= S::kKeys) {
+      load_rows<T, D, S::kKeys, S::kThreads, true>(tile, values, D);
+    } else {
+      load_rows<T, D, S::kKeys, S::kThreads, false>(tile, values, D);
+    }
+    ptx::cp_async_commit();
+    word = keys.at(key + S::kKeys + thread);
+    __syncthreads();  // the keys are there
+
+    float s[M][N][4], shrink[M][2];
+    if (works) {
+      half_products<S>(s, q, shared_keys, slope, first_row - key, count);
+      online_softmax<S>(s, state, shrink, 2 * p.scale * kLog2E, no_shift);
+    }
+    ptx::cp_async_wait<0>();
+    __syncthreads();  // the values are there
+    if (works) {
+      if (any_shrinks(shrink)) scale_rows(o, shrink);
+      multiply_weights<T, D>(o, s, tile, least((count + 15) / 16, N / 2));
+    }
+  }
+  __syncthreads();  // rows leave through the tile
+  if (!works) return;
+  float factor[M][2];
+#pragma unroll
+  for (int i = 0; i < 2 * M; ++i) factor[i / 2][i % 2] = 1.0f / row_sum(state.sum[i / 2][i % 2]);
+  scale_rows(o, factor);
+  const int64_t token = int64_t{item.begin} + first_row, stride = int64_t{p.batch.heads} * D;
+  store_rows<T, D, M>(tile + warp_row * kPitch<D>, o,
+                      static_cast<T*>(p.out) + token * stride + item.head * D, stride,
+                      item.length - first_row, D);
+}
+
+// Tiles of kLongRows rows of the long sequences, or of kShortRows of the short ones and the rows of
+// none: zeros, NaN everywhere when cu_seqlens is malformed.
+template <class S>
+__global__ void __launch_bounds__(S::kThreads)
+    binary_qk_attention_kernel(const __grid_constant__ BinaryQkAttentionParams p) {
+  constexpr bool kLong = S::kRows == kLongRows;
+  static_assert(kLong || S::kRows == kShortRows, "a block takes an item whole");
+  const BinaryBatch& b = p.batch;
+  const int ends[2] = {clamp(b.plan[kPlanLong], 0, b.plan_items),
+                       clamp(b.plan[kPlanFour], 0, b.plan_items)};
+  const int first = kLong ? 0 : ends[0], last = kLong ? ends[0] : ends[1];
+  const int64_t units = int64_t{last - first} * b.heads;
+  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    const Item item = plan_item(b.plan, first + unit / b.heads, b.batch);
+    if (item.sequence < 0) continue;
+    const BinaryItem rows = find_rows(b, item, unit % b.heads);
+    if (rows.first_row < rows.length) attend_values<S>(p, rows);
+  }
+  if (kLong) return;
+  const uint32_t fill = b.plan[kPlanError] == kPlanFine ? 0 : 0x7fff7fff;  // NaN in bf16 and fp16
+  fill_rest(b, p.out, kChannels * 2, fill, S::kThreads);
+}
+
+}  // namespace taut
