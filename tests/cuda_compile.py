@@ -19,8 +19,14 @@ ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "cuda"
 ARCHITECTURES = ("80", "90a", "100a")
 # The kernels of attention take minutes: of the forward ones those of one dtype are compiled here, of
-# the backward ones none.
-KERNELS = ("attention_forward_bf16", "attention_plan")
+# the backward ones none. Of low-bit weights, the widths with the least and the most to expand.
+KERNELS = (
+    "attention_forward_bf16",
+    "attention_plan",
+    "lowbit_gemm_3",
+    "lowbit_gemm_8",
+    "quantize",
+)
 FLAGS = (
     "-std=c++17",
     "-O3",

@@ -66,6 +66,9 @@ INSTRUCTIONS = {
             ("short", "64, 4, 1", ", false>"),
         )
     },
+    "lowbit_linear_kernel": {
+        "": [r"IMMA\.16832\.S8\.S8", r"LDSM\.16\.M88\.4", r"LDGSTS\.E\.BYPASS\.128.*"]
+    },
     "register_budgets": {"": [r"USETMAXREG\.DEALLOC.*", r"USETMAXREG\.TRY_ALLOC.*"]},
 } | {
     f"wgmma_products<{types}, {n}, (Major)0, (Major)0>": {"": [name.replace("@", str(n))]}

@@ -20,6 +20,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = Path(taut.__file__).parent
 NATIVE = (
     "attention_plan",
+    "layer_norm_quantize",
+    "lowbit_linear",
+    "lowbit_linear_layer_norm",
+    "lowbit_linear_quantize",
+    "quantize_per_token",
     "varlen_attention",
     "varlen_attention_backward",
     "varlen_attention_qkvpacked",

@@ -7,25 +7,46 @@ namespace taut {
 
 using Boxed = void(StableIValue*, uint64_t, uint64_t);
 
-// Whether the stack's first tensor is fp16 or bf16 on sm_80 or newer. Leaves the stack as it is.
-inline bool is_half_on_sm80(const StableIValue* stack) {
-  const auto tensor = torch::stable::detail::to<AtenTensorHandle>(stack[0]);
+// What decides who serves a call: its first tensor, as it lies on the stack, which stays as it is.
+struct FirstTensor {
+  AtenTensorHandle handle;
   int32_t dtype = 0, device_type = 0, device = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &device));
-  return (dtype == aoti_torch_dtype_bfloat16() || dtype == aoti_torch_dtype_float16()) &&
-         device_type == aoti_torch_device_type_cuda() && compute_capability(device) >= 80;
-}
 
-// `native`, or the op of this name in namespace taut_triton (see registry.py).
-template <Boxed* native>
-inline void native_or_triton(const char* op, StableIValue* stack, uint64_t inputs,
-                             uint64_t outputs) {
-  if (is_half_on_sm80(stack)) return native(stack, inputs, outputs);
+  explicit FirstTensor(const StableIValue* stack)
+      : handle(torch::stable::detail::to<AtenTensorHandle>(stack[0])) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &dtype));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle, &device_type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(handle, &device));
+  }
+  bool is_on_sm80() const {
+    return device_type == aoti_torch_device_type_cuda() && compute_capability(device) >= 80;
+  }
+  bool is_half() const {
+    return dtype == aoti_torch_dtype_bfloat16() || dtype == aoti_torch_dtype_float16();
+  }
+  // Columns of a matrix; 0 of anything else.
+  int64_t columns() const {
+    int64_t dimensions = 0, columns = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &dimensions));
+    if (dimensions == 2) STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_size(handle, 1, &columns));
+    return columns;
+  }
+};
+
+// The op of this name in namespace taut_triton (see registry.py).
+inline void call_triton(const char* op, StableIValue* stack) {
   const std::string name = std::string("taut_triton::") + op;
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name.c_str(), "", stack, TORCH_ABI_VERSION));
   record_variant(op, "triton");
+}
+
+// `native` for fp16 and bf16 on sm_80 and newer.
+template <Boxed* native>
+inline void native_or_triton(const char* op, StableIValue* stack, uint64_t inputs,
+                             uint64_t outputs) {
+  const FirstTensor first(stack);
+  if (first.is_half() && first.is_on_sm80()) return native(stack, inputs, outputs);
+  call_triton(op, stack);
 }
 
 }  // namespace taut

@@ -31,7 +31,8 @@ struct LowbitTile {
   static constexpr int kWarpsAcross = Columns / WarpColumns;
   static constexpr int kWarps = Rows / WarpRows * kWarpsAcross;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kTotalStride = Columns + 8;  // floats; fragments are stored without conflicts
+  static constexpr int kTotalStride =
+      Columns + 8;  // floats; fragments are stored without conflicts
 };
 
 constexpr int kLowbitStages = 3;
@@ -136,7 +137,7 @@ class LowbitProducts {
     const uint8_t* rows = stage(s);
     const uint32_t* words = reinterpret_cast<const uint32_t*>(rows + Shared::kRowBytes);
     const int g = lane_ / 4, t = lane_ % 4;
-#pragma unroll
+#pragma unroll(general ? 1 : 2)  // more would cost registers that sums and totals need
     for (int step = 0; step < kStageFeatures / 32; ++step) {
       const int end = s * kStageFeatures + (step + 1) * 32;
       if (general && end >= p_.in_features + 32) return;
@@ -157,14 +158,14 @@ class LowbitProducts {
 #pragma unroll
         for (int i = 0; i < kRowParts; ++i) ptx::mma_m16n8k32_s8(sums_[i][j], a[i], b);
         if (general && p_.x_zero_point != 0.0f)
-          code_sums_[j] = __dp4a(kOnes, b[0], __dp4a(kOnes, b[1], code_sums_[j]));
+          code_sums_[j] = add_bytes(b[0], add_bytes(b[1], code_sums_[j]));
       }
       if (!general) continue;
       if (p_.zero_point) {
 #pragma unroll
         for (int i = 0; i < kRowParts; ++i) {
-          row_sums_[i][0] = __dp4a(kOnes, a[i][0], __dp4a(kOnes, a[i][2], row_sums_[i][0]));
-          row_sums_[i][1] = __dp4a(kOnes, a[i][1], __dp4a(kOnes, a[i][3], row_sums_[i][1]));
+          row_sums_[i][0] = add_bytes(a[i][0], add_bytes(a[i][2], row_sums_[i][0]));
+          row_sums_[i][1] = add_bytes(a[i][1], add_bytes(a[i][3], row_sums_[i][1]));
         }
       }
       if (end >= p_.in_features) {
@@ -235,6 +236,9 @@ class LowbitProducts {
     }
   }
 
+  __device__ __forceinline__ static int add_bytes(uint32_t bytes, int sum) {
+    return __dp4a(static_cast<int>(bytes), 0x01010101, sum);
+  }
   __device__ __forceinline__ static int quad_sum(int x) {
     x += __shfl_xor_sync(0xffffffffu, x, 1);
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
@@ -257,7 +261,6 @@ class LowbitProducts {
     }
   }
 
-  static constexpr int kOnes = 0x01010101;
   const LowbitParams& p_;
   uint8_t* shared_;
   int64_t first_row_;
@@ -339,8 +342,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
     LowbitProducts<Tile, bits, general> products(p, first_row, panel, shared);
     products.run();
   }
-  lowbit_epilogue<Tile>(p, first_row, panel * kLowbitPanel,
-                        reinterpret_cast<const float*>(shared));
+  lowbit_epilogue<Tile>(p, first_row, panel * kLowbitPanel, reinterpret_cast<const float*>(shared));
 }
 
 }  // namespace taut

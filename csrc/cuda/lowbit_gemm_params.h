@@ -9,6 +9,7 @@ namespace taut {
 
 constexpr int kLowbitPanel = 64;  // output channels of a panel of the packed weight
 constexpr int kLowbitBlock = 64;  // input features of a block of a panel
+constexpr int kMostTileColumns = 128;
 
 enum class FloatType : int { f32, bf16, f16 };
 

@@ -6,9 +6,9 @@ namespace taut {
 
 enum class LowbitTiles : int { rows_16, rows_64, rows_128 };
 
-// Cycles that a multiprocessor takes per tile and 128 input features: an m16n8k32 product of int8 is
-// 8 cycles of a quarter of it (sm_80 and up), the rest is what loads, expansion and barriers add.
-// Predicted, not measured.
+// Cycles that a multiprocessor takes per tile and 128 input features: an m16n8k32 product of int8
+// is 8 cycles of a quarter of it (sm_80 and up), the rest is what loads, expansion and barriers
+// add. Predicted, not measured.
 struct LowbitTileCost {
   LowbitTiles tiles;
   int rows, columns, cycles;
@@ -23,8 +23,8 @@ constexpr LowbitTileCost kLowbitTileCosts[] = {
 // H200: 132) take them in rounds, and the last one may be nearly empty.
 constexpr int64_t predicted_cycles(const LowbitTileCost& cost, int64_t rows, int64_t out_features,
                                    int processors) {
-  const int64_t tiles = ((rows + cost.rows - 1) / cost.rows) *
-                        ((out_features + cost.columns - 1) / cost.columns);
+  const int64_t tiles =
+      ((rows + cost.rows - 1) / cost.rows) * ((out_features + cost.columns - 1) / cost.columns);
   return (tiles + processors - 1) / processors * cost.cycles;
 }
 

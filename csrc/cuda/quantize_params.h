@@ -1,5 +1,5 @@
-// Parameters of the quantize kernels on CUDA. Rows are contiguous; strides between rows in elements.
-// A null pointer means "not given".
+// Parameters of the quantize kernels on CUDA. Rows are contiguous; strides between rows in
+// elements. A null pointer means "not given".
 #pragma once
 #include "common/quantize_grid.h"
 #include "common/types.h"

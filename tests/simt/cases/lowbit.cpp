@@ -73,10 +73,21 @@ extern "C" const char* quantize(const void* x, int64_t type, const float* channe
                                 int64_t grid, int64_t hadamard, int64_t schedule, uint64_t seed) {
   return simt::run([&] {
     const int groups = static_cast<int>((columns + group_size - 1) / group_size);
-    const taut::QuantizeParams p{x, channel_scale, channel_shift, q, scale, rows, x_stride, columns,
-                                 static_cast<int32_t>(columns), static_cast<int32_t>(group_size),
-                                 groups, static_cast<int32_t>(bits), taut::midrise_step(bits),
-                                 static_cast<taut::QuantizeGrid>(grid), hadamard != 0};
+    const taut::QuantizeParams p{x,
+                                 channel_scale,
+                                 channel_shift,
+                                 q,
+                                 scale,
+                                 rows,
+                                 x_stride,
+                                 columns,
+                                 static_cast<int32_t>(columns),
+                                 static_cast<int32_t>(group_size),
+                                 groups,
+                                 static_cast<int32_t>(bits),
+                                 taut::midrise_step(bits),
+                                 static_cast<taut::QuantizeGrid>(grid),
+                                 hadamard != 0};
     Executor launch(static_cast<int>(schedule), seed);
     launch.reads(x, bytes_of(type) * extent(rows, x_stride, columns));
     launch.reads(channel_scale, columns).reads(channel_shift, columns);
@@ -95,9 +106,22 @@ extern "C" const char* norm_quantize(const void* x, int64_t x_type, int64_t type
                                      int64_t residual_stride, float eps, int64_t bits,
                                      int64_t schedule, uint64_t seed) {
   return simt::run([&] {
-    const taut::NormQuantizeParams p{x, residual, bias, weight, norm_bias, quant_weight, quant_bias,
-                                     out, q, scale, rows, x_stride, residual_stride,
-                                     static_cast<int32_t>(columns), static_cast<int32_t>(bits), eps,
+    const taut::NormQuantizeParams p{x,
+                                     residual,
+                                     bias,
+                                     weight,
+                                     norm_bias,
+                                     quant_weight,
+                                     quant_bias,
+                                     out,
+                                     q,
+                                     scale,
+                                     rows,
+                                     x_stride,
+                                     residual_stride,
+                                     static_cast<int32_t>(columns),
+                                     static_cast<int32_t>(bits),
+                                     eps,
                                      quant_weight || quant_bias};
     Executor launch(static_cast<int>(schedule), seed);
     launch.reads(x, bytes_of(x_type) * extent(rows, x_stride, columns));
