@@ -262,3 +262,38 @@ def check_nothing_leaks(run):
             assert torch.equal(g[clean], b[clean])
             nothing = b[~clean].isnan() if b.is_floating_point() else b[~clean] == 0
             assert nothing.all()
+
+
+# ---- activations that stay floating point
+
+
+def values_of(packed, scale, zero_point, codebook, bits, group_size, features):
+    """What a weight stands for, fp32 (channels, features)."""
+    weight = packed, scale, zero_point, codebook, None, scale.shape[0], bits, group_size, 0
+    return want("lowbit_linear", torch.eye(features), None, *weight)[0].T
+
+
+def check_floats(run, dtype, bits, group_size, shape=(5, 70, 200)):
+    rows, channels, features = shape
+    x = torch.randn(rows, features).to(dtype)
+    for zero_point, codebook in ((None, None), ("half", None), (None, "one"), (None, "channel")):
+        size = 0 if codebook == "channel" else group_size
+        weight = weight_of(channels, features, bits, size, zero_point, codebook)
+        values = values_of(*weight, bits, size, features)
+        (got,) = run(
+            "lowbit_linear", x, None, *weight, None, channels, bits, size, 0, "none", None, 0.0,
+            None,
+        )  # fmt: skip
+        assert_close_by_comparison(got, x @ values.to(dtype).T, x.double() @ values.double().T)
+
+
+def check_float_batch_invariance(run, rows, picked):
+    operands = (None, *weight_of(130, 300, 4, 32, "half"), torch.randn(130), 130, 4, 32, 0, "gelu")
+    x = torch.randn(rows, 300).bfloat16()
+    x[rows // 2] = float("nan")
+    (together,) = run("lowbit_linear", x, *operands, None, 0.0, None)
+    others = torch.arange(rows) != rows // 2
+    assert together[~others].isnan().all() and together[others].isfinite().all()
+    for part in picked:
+        (alone,) = run("lowbit_linear", x[part], *operands, None, 0.0, None)
+        assert torch.equal(alone[others[part]], together[part][others[part]])

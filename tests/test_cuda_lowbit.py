@@ -8,6 +8,7 @@ from lowbit_cases import DTYPES, EXACT_GRIDS, GROUPED
 from simt import build, lowbit
 from taut.formats import BITS
 
+HALVES = (torch.bfloat16, torch.float16)
 SHAPES = ((1, 1, 1), (65, 70, 33), (3, 130, 200))
 ENCODER_WIDTHS = (384, 768, 1024, 1536, 3072, 4096)
 
@@ -69,6 +70,14 @@ def test_extremes_stay_within_int32(bits):
     cases.check_extremes(runner(0), bits)
 
 
+@pytest.mark.parametrize(("bits", "group_size"), GROUPED)
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("tiles", (0, 1))
+def test_floating_point_activations(dtype, bits, group_size, tiles):
+    for shape in ((1, 1, 1), (5, 70, 200), (40, 33, 300)):
+        cases.check_floats(runner(tiles), dtype, bits, group_size, shape)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("epilogue", ("relu", "gelu", "gelu_tanh", "silu", "tanh"))
 def test_epilogues(dtype, epilogue):
@@ -103,10 +112,15 @@ def test_tiles_give_the_same_bits():
     large = runner(2)("lowbit_linear", x, *operands)[0]
     for tiles in (0, 1):
         assert torch.equal(runner(tiles)("lowbit_linear", x, *operands)[0], large)
+    x, operands = x.bfloat16(), (*operands[:9], 0, "gelu", residual.bfloat16(), 0.0, None)
+    small, large = (runner(tiles)("lowbit_linear", x, *operands)[0] for tiles in (0, 1))
+    assert torch.equal(small, large)
 
 
 def test_batch_invariance():
-    cases.check_batch_invariance(runner(), 70, (slice(66, 67), slice(3, 20)))
+    parts = slice(66, 67), slice(3, 20)
+    cases.check_batch_invariance(runner(), 70, parts)
+    cases.check_float_batch_invariance(runner(0), 70, parts)
 
 
 def test_nothing_leaks_between_rows():

@@ -1,5 +1,5 @@
-// Launchers of the linear layers over low-bit weights on CUDA: integer products. Activations that
-// stay floating point, rows too long for shared memory, and devices before sm_80 go on to Triton.
+// Launchers of the linear layers over low-bit weights on CUDA. Activations that stay fp32, rows too
+// long for shared memory, and devices before sm_80 go on to Triton.
 #include "common/quantize_grid.h"
 #include "cuda/fallback.h"
 #include "cuda/grid_launch.cuh"
@@ -14,6 +14,7 @@ using Optional = std::optional<Tensor>;
 
 // 128 * 128 * 65536 < 2^31: sums stay within int32.
 constexpr int64_t kMostFeatures = 65536;
+constexpr int64_t kMostSize = int64_t{1} << 30;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -44,14 +45,15 @@ class LowbitLaunch {
  public:
   LowbitParams params{};
 
-  // Checks the operands; quantizes x, or aligns it.
+  // Checks the operands; quantizes x where that is asked for, or aligns it.
   LowbitLaunch(const Operands& o, const char* op)
       : op_(op),
         device_(o.x.get_device_index()),
         guard_(device_),
         inputs_(op, device_),
         stream_(current_stream(device_)),
-        bits_(o.bits) {
+        bits_(o.bits),
+        x_dtype_(o.x.scalar_type()) {
     LowbitParams& p = params;
     check(o.x.dim() == 2, op, "x must be (total_tokens, in_features), got ", shape_of(o.x));
     const int64_t features = o.x.size(1);
@@ -71,13 +73,20 @@ class LowbitLaunch {
     }
     if (o.x.scalar_type() == ScalarType::Char) {
       check(o.x_scale.has_value(), op, "x_scale must be given with x of int8, got None");
-      set_integers(o.x, *o.x_scale);
+      set_x(o.x);
+      set_x_scale(*o.x_scale);
     } else {
       check_float(o.x, op, "x");
       check(!o.x_scale, op, "x_scale must be None unless x is int8");
-      quantize(o.x, o.x_bits);
+      o.x_bits ? quantize(o.x, o.x_bits) : set_x(o.x);
     }
+    check(!o.codebook || !is_integer(), op, "x_bits must be 0 with a codebook, got ", o.x_bits);
+    check(!is_integer() || features <= kMostFeatures, op, "in_features must be at most ",
+          kMostFeatures, " for integer products, got ", features);
+    if (o.codebook) set_codebook(*o.codebook);
   }
+
+  bool is_integer() const { return x_dtype_ == ScalarType::Char; }
 
   int32_t device() const { return device_; }
   cudaStream_t stream() const { return stream_; }
@@ -108,10 +117,10 @@ class LowbitLaunch {
     if (params.rows == 0) return;
     const int processors = device_attribute(cudaDevAttrMultiProcessorCount, device_);
     switch (bits_) {
-      case 2: return run_lowbit_linear<2>(params, processors, stream_);
-      case 3: return run_lowbit_linear<3>(params, processors, stream_);
-      case 4: return run_lowbit_linear<4>(params, processors, stream_);
-      default: run_lowbit_linear<8>(params, processors, stream_);
+      case 2: return run_lowbit_linear<2>(params, x_dtype_, processors, stream_);
+      case 3: return run_lowbit_linear<3>(params, x_dtype_, processors, stream_);
+      case 4: return run_lowbit_linear<4>(params, x_dtype_, processors, stream_);
+      default: run_lowbit_linear<8>(params, x_dtype_, processors, stream_);
     }
   }
 
@@ -119,14 +128,12 @@ class LowbitLaunch {
   void check_weight(const Operands& o, int64_t features) const {
     check(o.bits == 2 || o.bits == 3 || o.bits == 4 || o.bits == 8, op_,
           "bits must be one of 2, 3, 4, 8, got ", o.bits);
-    check(features > 0 && features <= kMostFeatures, op_, "in_features must be from 1 to ",
-          kMostFeatures, " for integer products, got ", features);
-    check(o.out_features > 0 && o.out_features < int64_t{1} << 30, op_,
-          "out_features must be from 1 to 2^30, got ", o.out_features);
+    for (const int64_t size : {features, o.out_features})
+      check(size > 0 && size < kMostSize, op_, "in_features and out_features must be from 1 to ",
+            kMostSize, ", got ", size);
     check_group_size(o.group_size, op_, "group_size");
     check(o.x_bits == 0 || o.x_bits == 4 || o.x_bits == 8, op_,
           "x_bits must be one of 0, 4, 8, got ", o.x_bits);
-    check(!o.codebook, op_, "x_bits must be 0 with a codebook, got ", o.x_bits);
     check_cuda(o.packed, device_, op_, "packed");
     check_dtype(o.packed, ScalarType::Byte, op_, "packed");
     const Tensor& t = o.packed;
@@ -141,12 +148,33 @@ class LowbitLaunch {
     return static_cast<const float*>(inputs_.matrix(t, rows, columns, ScalarType::Float, name));
   }
 
-  void set_integers(const Tensor& x, const Tensor& x_scale) {
+  // Rows of x as they are, or copies of them from whole 16 bytes on.
+  void set_x(const Tensor& x) {
     LowbitParams& p = params;
-    const MatrixRows rows = inputs_.rows(x, p.rows, p.in_features, ScalarType::Char, "x");
-    p.x = static_cast<const int8_t*>(rows.data);
+    const int64_t bytes = is_integer() ? 1 : 2;
+    const MatrixRows rows = inputs_.rows(x, p.rows, p.in_features, x_dtype_, "x");
+    p.x = rows.data;
     p.x_stride = rows.stride;
-    if (rows.stride % 16 || reinterpret_cast<uintptr_t>(rows.data) % 16) align(rows);
+    if (bytes * rows.stride % 16 == 0 && reinterpret_cast<uintptr_t>(rows.data) % 16 == 0) return;
+    const Tensor copy = aligned_rows();
+    if (p.rows == 0) return;
+    const int64_t width = bytes * p.in_features;
+    check_cuda_call(cudaMemcpy2DAsync(copy.mutable_data_ptr(), bytes * p.x_stride, rows.data,
+                                      p.rows > 1 ? bytes * rows.stride : width, width, p.rows,
+                                      cudaMemcpyDeviceToDevice, stream_),
+                    "cudaMemcpy2DAsync");
+  }
+  // Memory for rows of x; what lies behind their ends is never read.
+  Tensor aligned_rows() {
+    LowbitParams& p = params;
+    p.x_stride = divide_up(p.in_features, 16) * 16;
+    Tensor rows = empty(p.rows, p.x_stride, x_dtype_);
+    p.x = inputs_.keep(rows);
+    return rows;
+  }
+
+  void set_x_scale(const Tensor& x_scale) {
+    LowbitParams& p = params;
     if (x_scale.dim() != 2 || (x_scale.size(1) != 1 && x_scale.size(1) != p.groups))
       check(false, op_, "x_scale must be (", p.rows, ", 1 or ", p.groups, "), got ",
             shape_of(x_scale));
@@ -157,27 +185,21 @@ class LowbitLaunch {
     p.x_scale_stride = scales.stride;
   }
 
-  // Rows from whole 16 bytes on; what lies behind their ends is never read.
-  Tensor aligned_rows() {
-    LowbitParams& p = params;
-    p.x_stride = divide_up(p.in_features, 16) * 16;
-    Tensor rows = empty(p.rows, p.x_stride, ScalarType::Char);
-    p.x = static_cast<const int8_t*>(inputs_.keep(rows));
-    return rows;
-  }
-  void align(const MatrixRows& from) {
-    const LowbitParams& p = params;
-    const Tensor rows = aligned_rows();
-    if (p.rows)
-      check_cuda_call(cudaMemcpy2DAsync(rows.mutable_data_ptr(), p.x_stride, from.data,
-                                        p.rows > 1 ? from.stride : p.in_features, p.in_features,
-                                        p.rows, cudaMemcpyDeviceToDevice, stream_),
-                      "cudaMemcpy2DAsync");
+  void set_codebook(const Tensor& codebook) {
+    const int64_t size = int64_t{1} << bits_;
+    if (codebook.dim() == 1) {
+      params.codebook =
+          static_cast<const float*>(inputs_.vector(codebook, size, ScalarType::Float, "codebook"));
+      return;
+    }
+    params.codebook = floats(codebook, params.out_features, size, "codebook");
+    params.codebook_stride = static_cast<int32_t>(size);
   }
 
   void quantize(const Tensor& x, int64_t bits) {
     LowbitParams& p = params;
     const MatrixRows rows = inputs_.rows(x, p.rows, p.in_features, x.scalar_type(), "x");
+    x_dtype_ = ScalarType::Char;
     const Tensor codes = aligned_rows(), scale = empty(p.rows, 1, ScalarType::Float);
     p.x_scale = static_cast<const float*>(inputs_.keep(scale));
     p.x_groups = 1;
@@ -201,6 +223,7 @@ class LowbitLaunch {
   Inputs inputs_;
   cudaStream_t stream_;
   int64_t bits_;
+  ScalarType x_dtype_;  // as products take it
 };
 
 Tensor lowbit_linear(const Tensor& x, const Optional& x_scale, const Tensor& packed,
@@ -244,7 +267,7 @@ std::tuple<Tensor, Tensor> lowbit_linear_quantize(
   QuantizeParams rest{};
   rest.q = static_cast<int8_t*>(q.mutable_data_ptr());
   rest.scale = static_cast<float*>(q_scale.mutable_data_ptr());
-  if (0 < out_group_size && out_group_size <= kMostTileColumns) {
+  if (launch.is_integer() && 0 < out_group_size && out_group_size <= kMostTileColumns) {
     p.q = rest.q;
     p.q_scale = rest.scale;
     p.q_group_size = static_cast<int32_t>(out_group_size);
@@ -306,35 +329,36 @@ std::tuple<Tensor, Tensor, Tensor> lowbit_linear_layer_norm(
   return {out, q, q_scale};
 }
 
-// Whether products are of integers and every row that is quantized or normalised fits.
+// Whether products are of integers, fp16 or bf16, and every row that is quantized or normalised
+// fits.
 bool is_served(const StableIValue* stack, bool finishes_rows) {
   constexpr int kOutFeatures = 7, kXBits = 10;  // of the schemas' arguments
   const FirstTensor x(stack);
   if (!x.is_on_sm80()) return false;
-  const bool quantized = x.dtype == aoti_torch_dtype_int8();
-  if (!quantized && torch::stable::detail::to<int64_t>(stack[kXBits]) == 0) return false;
   const int64_t most = most_quantize_columns(x.device);
-  const int64_t out_features = torch::stable::detail::to<int64_t>(stack[kOutFeatures]);
-  return (quantized || x.columns() <= most) && (!finishes_rows || out_features <= most);
+  if (finishes_rows && torch::stable::detail::to<int64_t>(stack[kOutFeatures]) > most) return false;
+  if (x.dtype == aoti_torch_dtype_int8()) return true;
+  const bool quantizes = torch::stable::detail::to<int64_t>(stack[kXBits]) != 0;
+  return quantizes ? x.columns() <= most : x.is_half();
 }
 
 template <Boxed* native>
-void integers_or_triton(const char* op, bool finishes_rows, StableIValue* stack, uint64_t inputs,
-                        uint64_t outputs) {
+void served_or_triton(const char* op, bool finishes_rows, StableIValue* stack, uint64_t inputs,
+                      uint64_t outputs) {
   if (is_served(stack, finishes_rows)) return native(stack, inputs, outputs);
   call_triton(op, stack);
 }
 
 void boxed_linear(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
-  integers_or_triton<TORCH_BOX(&lowbit_linear)>("lowbit_linear", false, stack, inputs, outputs);
+  served_or_triton<TORCH_BOX(&lowbit_linear)>("lowbit_linear", false, stack, inputs, outputs);
 }
 void boxed_linear_quantize(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
-  integers_or_triton<TORCH_BOX(&lowbit_linear_quantize)>("lowbit_linear_quantize", true, stack,
-                                                         inputs, outputs);
+  served_or_triton<TORCH_BOX(&lowbit_linear_quantize)>("lowbit_linear_quantize", true, stack,
+                                                       inputs, outputs);
 }
 void boxed_linear_layer_norm(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
-  integers_or_triton<TORCH_BOX(&lowbit_linear_layer_norm)>("lowbit_linear_layer_norm", true, stack,
-                                                           inputs, outputs);
+  served_or_triton<TORCH_BOX(&lowbit_linear_layer_norm)>("lowbit_linear_layer_norm", true, stack,
+                                                         inputs, outputs);
 }
 
 }  // namespace

@@ -7,15 +7,12 @@
 // Sums are whole numbers: neither the tile nor the order changes a bit of them. What follows is one
 // fp32 operation at a time in the order of reference/lowbit_gemm.py, groups ascending.
 #pragma once
-#include "cuda/activation.cuh"
 #include "cuda/lowbit_codes.cuh"
-#include "cuda/lowbit_gemm_params.h"
-#include "cuda/ptx/convert.h"
+#include "cuda/lowbit_epilogue.cuh"
 #include "cuda/ptx/cp_async.h"
 #include "cuda/ptx/ldmatrix.h"
 #include "cuda/ptx/mma.h"
 #include "cuda/ptx/swizzle.h"
-#include "cuda/quantize_codes.cuh"
 
 namespace taut {
 
@@ -38,6 +35,7 @@ struct LowbitTile {
 constexpr int kLowbitStages = 3;
 constexpr int kStageFeatures = 128;
 constexpr int kStageBlocks = kStageFeatures / kLowbitBlock;
+constexpr int kCodeStride = code_stride(kLowbitPanel);
 
 template <class Tile, int bits>
 struct LowbitShared {
@@ -48,21 +46,6 @@ struct LowbitShared {
   static constexpr int kPipelineBytes = kLowbitStages * kStageBytes;
   static constexpr int kBytes = kPipelineBytes > kTotalBytes ? kPipelineBytes : kTotalBytes;
 };
-
-__device__ __forceinline__ float load_float(const void* data, int64_t i, FloatType type) {
-  switch (type) {
-    case FloatType::f32: return static_cast<const float*>(data)[i];
-    case FloatType::bf16: return ptx::to_float(static_cast<const bf16*>(data)[i]);
-    default: return ptx::to_float(static_cast<const f16*>(data)[i]);
-  }
-}
-__device__ __forceinline__ void store_float(void* data, int64_t i, FloatType type, float value) {
-  switch (type) {
-    case FloatType::f32: static_cast<float*>(data)[i] = value; break;
-    case FloatType::bf16: static_cast<bf16*>(data)[i] = ptx::from_float<bf16>(value); break;
-    default: static_cast<f16*>(data)[i] = ptx::from_float<f16>(value);
-  }
-}
 
 // The products of one block of threads. `general`: there are groups or zero points.
 template <class Tile, int bits, bool general>
@@ -117,7 +100,8 @@ class LowbitProducts {
       const int64_t row = first_row_ + i / 8;
       const int feature = s * kStageFeatures + i % 8 * 16;
       const int bytes = row < p_.rows ? min(max(p_.in_features - feature, 0), 16) : 0;
-      const int8_t* source = bytes > 0 ? p_.x + row * p_.x_stride + feature : p_.x;
+      const int8_t* x = static_cast<const int8_t*>(p_.x);
+      const int8_t* source = bytes > 0 ? x + row * p_.x_stride + feature : x;
       ptx::cp_async<16>(place + ptx::swizzle_128(16 * i), source, bytes);
     }
     constexpr int kRows = kStageBlocks * code_rows(bits);  // of 64 words: contiguous in a panel
@@ -154,7 +138,8 @@ class LowbitProducts {
         const uint32_t* block = words + channel / kLowbitPanel * Shared::kPanelWords +
                                 step / 2 * code_rows(bits) * kCodeStride + channel % kLowbitPanel;
         const int quad = step % 2 * 8 + t;
-        const uint32_t b[2] = {load_codes<bits>(block, quad), load_codes<bits>(block, quad + 4)};
+        const uint32_t b[2] = {load_signed_codes<bits, kCodeStride>(block, quad),
+                               load_signed_codes<bits, kCodeStride>(block, quad + 4)};
 #pragma unroll
         for (int i = 0; i < kRowParts; ++i) ptx::mma_m16n8k32_s8(sums_[i][j], a[i], b);
         if (general && p_.x_zero_point != 0.0f)
@@ -271,64 +256,6 @@ class LowbitProducts {
   int row_sums_[kRowParts][2] = {};  // of activations, with zero points
   int code_sums_[kColumnParts] = {};
 };
-
-// The tile's totals to bias, activation and residual, then to memory. A warp takes whole rows, a
-// lane every 32nd column: 32 columns are the least that are quantized together.
-template <class Tile>
-__device__ __forceinline__ void lowbit_epilogue(const LowbitParams& p, int64_t first_row,
-                                                int first_column, const float* tile) {
-  constexpr int kRuns = Tile::kColumns / 32;
-  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  float bias[kRuns];
-#pragma unroll
-  for (int i = 0; i < kRuns; ++i) {
-    const int column = first_column + 32 * i + lane;
-    bias[i] = p.bias && column < p.out_features ? load_float(p.bias, column, p.bias_type) : 0.0f;
-  }
-  for (int r = warp; r < Tile::kRows && first_row + r < p.rows; r += Tile::kWarps) {
-    const int64_t row = first_row + r;
-    float values[kRuns];
-#pragma unroll
-    for (int i = 0; i < kRuns; ++i) {
-      const int column = first_column + 32 * i + lane;
-      float value = tile[r * Tile::kTotalStride + 32 * i + lane];
-      if (p.bias) value = __fadd_rn(value, bias[i]);
-      value = activate(value, p.activation);
-      values[i] = value;
-      if (p.q || column >= p.out_features) continue;
-      if (p.residual)
-        value += load_float(p.residual, row * p.residual_stride + column, p.residual_type);
-      store_float(p.out, row * p.out_features + column, p.out_type, value);
-    }
-    if (!p.q) continue;
-    int most[kRuns];
-#pragma unroll
-    for (int i = 0; i < kRuns; ++i) {
-      const bool exists = first_column + 32 * i + lane < p.out_features;
-      most[i] = warp_max(exists ? magnitude_bits(values[i]) : 0);
-    }
-#pragma unroll
-    for (int runs = 1; runs < kRuns; runs *= 2) {
-      if (32 * runs >= p.q_group_size) break;
-#pragma unroll
-      for (int i = 0; i < kRuns; ++i) {
-        if (i & runs) continue;
-        most[i] = most[i + runs] = max(most[i], most[i + runs]);
-      }
-    }
-    const int half = 1 << (p.q_bits - 1);
-    const int groups = (p.out_features + p.q_group_size - 1) / p.q_group_size;
-#pragma unroll
-    for (int i = 0; i < kRuns; ++i) {
-      const int column = first_column + 32 * i + lane;
-      if (column >= p.out_features) continue;
-      const AbsmaxCodes code(most[i], static_cast<float>(half - 1), half);
-      p.q[row * p.out_features + column] = static_cast<int8_t>(code(values[i]));
-      if (column % p.q_group_size == 0)
-        p.q_scale[row * groups + column / p.q_group_size] = code.scale;
-    }
-  }
-}
 
 // Neighbouring blocks share rows of x; weights stay in the cache that all blocks share.
 template <class Tile, int bits, bool general>

@@ -16,11 +16,12 @@ enum class FloatType : int { f32, bf16, f16 };
 // Rows are contiguous; strides between rows in elements. A null pointer means "not given". Rows of
 // x are aligned to 16 bytes.
 struct LowbitParams {
-  const int8_t* x;
-  const float* x_scale;  // (rows, x_groups)
+  const void* x;         // int8, or fp16 or bf16
+  const float* x_scale;  // (rows, x_groups), with x of int8
   const uint8_t* packed;
   const float* scale;       // (out_features, groups)
   const float* zero_point;  // the same shape
+  const float* codebook;    // one table, or one per channel; not with x of int8
   const void* bias;
   const void* residual;
   void* out;       // (rows, out_features), contiguous
@@ -30,6 +31,7 @@ struct LowbitParams {
   int32_t in_features, out_features;
   int32_t group_size, groups, x_groups;  // of the weight: a multiple of 32, or one group
   int32_t q_group_size, q_bits;
+  int32_t codebook_stride;
   float x_zero_point;
   FloatType bias_type, residual_type, out_type;
   Activation activation;

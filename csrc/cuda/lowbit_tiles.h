@@ -42,4 +42,11 @@ constexpr LowbitTiles choose_tiles(int64_t rows, int64_t out_features, int proce
   return best;
 }
 
+// Columns of a tile of 32 rows of floating-point activations: halves of panels, where whole ones
+// leave multiprocessors idle.
+constexpr int choose_float_columns(int64_t rows, int64_t out_features, int processors) {
+  const int64_t tiles = (rows + 31) / 32 * ((out_features + 63) / 64);
+  return tiles < processors ? 32 : 64;
+}
+
 }  // namespace taut

@@ -8,6 +8,7 @@ from taut.reference.dense_gemm import ACTIVATIONS
 from taut.reference.quantize import GRIDS
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
+X_TYPES = (*TYPES, torch.int8)
 TILES = (0, 1, 2)  # LowbitTiles: 16, 64 and 128 rows
 TILE_COLUMNS = (64, 64, 128)
 
@@ -64,9 +65,8 @@ def _linear(
     x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size, x_bits,
     epilogue, residual, x_zero_point, out_dtype, q_bits, q_group_size, tiles, schedule,
 ):  # fmt: skip
-    assert codebook is None
     dtype = out_dtype or x.dtype
-    if x.dtype != torch.int8:
+    if x_bits and x.dtype != torch.int8:
         x, x_scale = quantize_per_token(x, bits=x_bits)
     rows, in_features = x.shape
     aligned, packed = _aligned(x), packed.contiguous()
@@ -78,9 +78,10 @@ def _linear(
         out = _filled((rows, out_features), dtype)
     bias_type = 0 if bias is None else TYPES.index(bias.dtype)
     _call(
-        "linear", aligned, x_scale, packed, scale, zero_point, bias, residual, out, q, q_scale,
-        rows, in_features, out_features, aligned.stride(0), bits, group_size, x_scale.shape[1],
-        x_zero_point, bias_type, TYPES.index(dtype), list(ACTIVATIONS).index(epilogue), q_bits,
+        "linear", aligned, X_TYPES.index(x.dtype), x_scale, packed, scale, zero_point, codebook,
+        0 if codebook is None else codebook.numel() >> bits, bias, residual, out, q, q_scale, rows,
+        in_features, out_features, aligned.stride(0), bits, group_size,
+        0 if x_scale is None else x_scale.shape[1], x_zero_point, bias_type, TYPES.index(dtype), list(ACTIVATIONS).index(epilogue), q_bits,
         q_group_size, tiles, schedule=schedule,
     )  # fmt: skip
     return (q, q_scale) if q_group_size else out
@@ -109,7 +110,8 @@ def lowbit_linear_quantize(
         x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size,
         x_bits, epilogue, None, 0.0, torch.float32, out_bits,
     )  # fmt: skip
-    if 0 < out_group_size <= TILE_COLUMNS[tiles]:
+    integers = x_bits or x.dtype == torch.int8
+    if integers and 0 < out_group_size <= TILE_COLUMNS[tiles]:
         return _linear(*operands, out_group_size, tiles, schedule)
     total = _linear(*operands, 0, tiles, schedule)
     return quantize_per_token(total, bits=out_bits, group_size=out_group_size, schedule=schedule)

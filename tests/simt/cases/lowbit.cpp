@@ -6,6 +6,7 @@
 namespace {
 
 constexpr int kSharedBytes = 48 * 1024;
+constexpr int64_t kInt8 = 3;
 
 struct Span {
   const void* begin;
@@ -138,9 +139,10 @@ extern "C" const char* norm_quantize(const void* x, int64_t x_type, int64_t type
   });
 }
 
-// Types: 0 fp32, 1 bf16, 2 fp16. x has whole 16 bytes per row.
-extern "C" const char* linear(const int8_t* x, const float* x_scale, const uint8_t* packed,
-                              const float* scale, const float* zero_point, const void* bias,
+// Types: 0 fp32, 1 bf16, 2 fp16; those of x, 3: int8. x has whole 16 bytes per row.
+extern "C" const char* linear(const void* x, int64_t x_type, const float* x_scale,
+                              const uint8_t* packed, const float* scale, const float* zero_point,
+                              const float* codebook, int64_t codebook_rows, const void* bias,
                               const void* residual, void* out, int8_t* q, float* q_scale,
                               int64_t rows, int64_t in_features, int64_t out_features,
                               int64_t x_stride, int64_t bits, int64_t group_size, int64_t x_groups,
@@ -150,6 +152,7 @@ extern "C" const char* linear(const int8_t* x, const float* x_scale, const uint8
   return simt::run([&] {
     taut::LowbitParams p{};
     p.x = x, p.x_scale = x_scale, p.packed = packed, p.scale = scale, p.zero_point = zero_point;
+    p.codebook = codebook, p.codebook_stride = codebook_rows > 1 ? 1 << bits : 0;
     p.bias = bias, p.residual = residual, p.out = out, p.q = q, p.q_scale = q_scale;
     p.rows = rows, p.x_stride = x_stride, p.x_scale_stride = x_groups;
     p.residual_stride = out_features;
@@ -166,19 +169,28 @@ extern "C" const char* linear(const int8_t* x, const float* x_scale, const uint8
     Executor launch(static_cast<int>(schedule), seed);
     const int64_t blocks = (in_features + 63) / 64, panels = (out_features + 63) / 64;
     const int64_t q_groups = q ? (out_features + q_group_size - 1) / q_group_size : 0;
-    launch.reads(x, extent(rows, x_stride, in_features)).reads(x_scale, rows * x_groups);
+    launch.reads(x, (x_type == kInt8 ? 1 : 2) * extent(rows, x_stride, in_features));
+    launch.reads(x_scale, rows * x_groups).reads(codebook, codebook_rows << bits);
     launch.reads(packed, panels * blocks * 512 * bits);
     launch.reads(scale, out_features * p.groups).reads(zero_point, out_features * p.groups);
     launch.reads(bias, bytes_of(bias_type) * out_features);
     launch.reads(residual, bytes_of(out_type) * rows * out_features);
     launch.writes(out, bytes_of(out_type) * rows * out_features);
     launch.writes(q, rows * out_features).writes(q_scale, rows * q_groups);
-    const auto chosen = static_cast<taut::LowbitTiles>(tiles);
+    const auto run = [&](auto width) {
+      constexpr int kBits = decltype(width)::value;
+      if (x_type == kInt8)
+        return taut::launch_lowbit_linear<kBits>(p, static_cast<taut::LowbitTiles>(tiles), launch);
+      // Tiles of 32 or 64 columns.
+      const int columns = tiles == 0 ? 32 : 64;
+      if (x_type == 1) return taut::launch_lowbit_floats<taut::bf16, kBits>(p, columns, launch);
+      taut::launch_lowbit_floats<taut::f16, kBits>(p, columns, launch);
+    };
     switch (bits) {
-      case 2: return taut::launch_lowbit_linear<2>(p, chosen, launch);
-      case 3: return taut::launch_lowbit_linear<3>(p, chosen, launch);
-      case 4: return taut::launch_lowbit_linear<4>(p, chosen, launch);
-      default: return taut::launch_lowbit_linear<8>(p, chosen, launch);
+      case 2: return run(std::integral_constant<int, 2>{});
+      case 3: return run(std::integral_constant<int, 3>{});
+      case 4: return run(std::integral_constant<int, 4>{});
+      default: run(std::integral_constant<int, 8>{});
     }
   });
 }
