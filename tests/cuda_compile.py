@@ -25,6 +25,7 @@ KERNELS = (
     "attention_plan",
     "lowbit_gemm_3",
     "lowbit_gemm_8",
+    "lowbit_gemm_sm90a",
     "quantize",
 )
 FLAGS = (

@@ -53,6 +53,19 @@ def test_integer_products(bits, tiles):
     cases.check_products(runner(tiles), bits, SHAPES)
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("schedule", build.SCHEDULES)
+def test_hopper_products(bits, schedule):
+    for rows, channels, features in ((1, 1, 1), (130, 70, 33), (3, 130, 530)):
+        weight = cases.weight_of(channels, features, bits)
+        operands = (*weight, torch.randn(channels), channels, bits, 0, 8, "relu")
+        x = cases.integers(rows, features)
+        run = runner(lowbit.WGMMA, schedule)
+        residual = torch.randn(rows, channels).bfloat16()
+        cases.assert_bits(run, "lowbit_linear", *x, *operands, residual, 0.0, torch.bfloat16)
+        cases.assert_bits(run, "lowbit_linear_quantize", *x, *operands, 8, 128)
+
+
 @pytest.mark.parametrize(("bits", "group_size"), GROUPED)
 @pytest.mark.parametrize("tiles", lowbit.TILES)
 def test_groups(bits, group_size, tiles):

@@ -114,17 +114,23 @@ class LowbitLaunch {
   }
 
   void launch() {
-    if (params.rows == 0) return;
-    const int processors = device_attribute(cudaDevAttrMultiProcessorCount, device_);
+    if (params.rows > 0) variant_ = launch_rows();
+  }
+
+  const char* variant() const { return variant_; }
+
+ private:
+  const char* launch_rows() const {
+    const LowbitDevice device{device_attribute(cudaDevAttrMultiProcessorCount, device_),
+                              compute_capability(device_) == 90};
     switch (bits_) {
-      case 2: return run_lowbit_linear<2>(params, x_dtype_, processors, stream_);
-      case 3: return run_lowbit_linear<3>(params, x_dtype_, processors, stream_);
-      case 4: return run_lowbit_linear<4>(params, x_dtype_, processors, stream_);
-      default: run_lowbit_linear<8>(params, x_dtype_, processors, stream_);
+      case 2: return run_lowbit_linear<2>(params, x_dtype_, device, stream_);
+      case 3: return run_lowbit_linear<3>(params, x_dtype_, device, stream_);
+      case 4: return run_lowbit_linear<4>(params, x_dtype_, device, stream_);
+      default: return run_lowbit_linear<8>(params, x_dtype_, device, stream_);
     }
   }
 
- private:
   void check_weight(const Operands& o, int64_t features) const {
     check(o.bits == 2 || o.bits == 3 || o.bits == 4 || o.bits == 8, op_,
           "bits must be one of 2, 3, 4, 8, got ", o.bits);
@@ -224,6 +230,7 @@ class LowbitLaunch {
   cudaStream_t stream_;
   int64_t bits_;
   ScalarType x_dtype_;  // as products take it
+  const char* variant_ = "native";
 };
 
 Tensor lowbit_linear(const Tensor& x, const Optional& x_scale, const Tensor& packed,
@@ -242,7 +249,7 @@ Tensor lowbit_linear(const Tensor& x, const Optional& x_scale, const Tensor& pac
   launch.params.x_zero_point = static_cast<float>(x_zero_point);
   if (residual) launch.set_residual(*residual, dtype);
   Tensor out = launch.run(dtype);
-  record_variant(op, "native");
+  record_variant(op, launch.variant());
   return out;
 }
 
@@ -284,7 +291,7 @@ std::tuple<Tensor, Tensor> lowbit_linear_quantize(
     rest.bits = static_cast<int32_t>(out_bits);
     run_quantize(rest, ScalarType::Float, launch.device(), launch.stream());
   }
-  record_variant(op, "native");
+  record_variant(op, launch.variant());
   return {q, q_scale};
 }
 
@@ -325,7 +332,7 @@ std::tuple<Tensor, Tensor, Tensor> lowbit_linear_layer_norm(
   p.x = total.const_data_ptr();
   p.x_stride = columns;
   run_norm_quantize(p, ScalarType::Float, dtype, launch.device(), launch.stream());
-  record_variant(op, "native");
+  record_variant(op, launch.variant());
   return {out, q, q_scale};
 }
 

@@ -7,12 +7,11 @@
 // Sums are whole numbers: neither the tile nor the order changes a bit of them. What follows is one
 // fp32 operation at a time in the order of reference/lowbit_gemm.py, groups ascending.
 #pragma once
-#include "cuda/lowbit_codes.cuh"
 #include "cuda/lowbit_epilogue.cuh"
+#include "cuda/lowbit_stage.cuh"
 #include "cuda/ptx/cp_async.h"
 #include "cuda/ptx/ldmatrix.h"
 #include "cuda/ptx/mma.h"
-#include "cuda/ptx/swizzle.h"
 
 namespace taut {
 
@@ -33,15 +32,10 @@ struct LowbitTile {
 };
 
 constexpr int kLowbitStages = 3;
-constexpr int kStageFeatures = 128;
-constexpr int kStageBlocks = kStageFeatures / kLowbitBlock;
-constexpr int kCodeStride = code_stride(kLowbitPanel);
-
 template <class Tile, int bits>
 struct LowbitShared {
-  static constexpr int kRowBytes = Tile::kRows * kStageFeatures;
-  static constexpr int kPanelWords = kStageBlocks * code_rows(bits) * kCodeStride;
-  static constexpr int kStageBytes = kRowBytes + 4 * Tile::kPanels * kPanelWords;
+  using Stage = LowbitStage<Tile, bits>;
+  static constexpr int kStageBytes = Stage::kBytes;
   static constexpr int kTotalBytes = 4 * Tile::kRows * Tile::kTotalStride;
   static constexpr int kPipelineBytes = kLowbitStages * kStageBytes;
   static constexpr int kBytes = kPipelineBytes > kTotalBytes ? kPipelineBytes : kTotalBytes;
@@ -51,6 +45,7 @@ struct LowbitShared {
 template <class Tile, int bits, bool general>
 class LowbitProducts {
   using Shared = LowbitShared<Tile, bits>;
+  using Stage = LowbitStage<Tile, bits>;
   static constexpr int kHalf = 1 << (bits - 1);
   static constexpr int kRowParts = Tile::kRowParts, kColumnParts = Tile::kColumnParts;
 
@@ -92,34 +87,13 @@ class LowbitProducts {
     return shared_ + s % kLowbitStages * Shared::kStageBytes;
   }
 
-  // Rows, features, panels and blocks that there are not become zeros; they meet zeros only.
   __device__ __forceinline__ void load_stage(int s) const {
-    uint8_t* place = stage(s);
-#pragma unroll
-    for (int i = thread_; i < Shared::kRowBytes / 16; i += Tile::kThreads) {
-      const int64_t row = first_row_ + i / 8;
-      const int feature = s * kStageFeatures + i % 8 * 16;
-      const int bytes = row < p_.rows ? min(max(p_.in_features - feature, 0), 16) : 0;
-      const int8_t* x = static_cast<const int8_t*>(p_.x);
-      const int8_t* source = bytes > 0 ? x + row * p_.x_stride + feature : x;
-      ptx::cp_async<16>(place + ptx::swizzle_128(16 * i), source, bytes);
-    }
-    constexpr int kRows = kStageBlocks * code_rows(bits);  // of 64 words: contiguous in a panel
-    const int panels = (p_.out_features + kLowbitPanel - 1) / kLowbitPanel;
-    const int rows = (p_.in_features + kLowbitBlock - 1) / kLowbitBlock * code_rows(bits);
-#pragma unroll
-    for (int i = thread_; i < Tile::kPanels * kRows * 16; i += Tile::kThreads) {
-      const int panel = panel_ + i / 16 / kRows, row = s * kRows + i / 16 % kRows;
-      const bool exists = panel < panels && row < rows;
-      const int64_t offset = exists ? (int64_t{panel} * rows + row) * 256 + i % 16 * 16 : 0;
-      ptx::cp_async<16>(place + Shared::kRowBytes + i / 16 * 4 * kCodeStride + i % 16 * 16,
-                        p_.packed + offset, exists ? 16 : 0);
-    }
+    Stage::load(p_, first_row_, panel_, s, stage(s));
   }
 
   __device__ __forceinline__ void multiply_stage(int s) {
     const uint8_t* rows = stage(s);
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(rows + Shared::kRowBytes);
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(rows + Stage::kRowBytes);
     const int g = lane_ / 4, t = lane_ % 4;
 #pragma unroll(general ? 1 : 2)  // more would cost registers that sums and totals need
     for (int step = 0; step < kStageFeatures / 32; ++step) {
@@ -135,7 +109,7 @@ class LowbitProducts {
 #pragma unroll
       for (int j = 0; j < kColumnParts; ++j) {
         const int channel = column_ + 8 * j + g;
-        const uint32_t* block = words + channel / kLowbitPanel * Shared::kPanelWords +
+        const uint32_t* block = words + channel / kLowbitPanel * Stage::kPanelWords +
                                 step / 2 * code_rows(bits) * kCodeStride + channel % kLowbitPanel;
         const int quad = step % 2 * 8 + t;
         const uint32_t b[2] = {load_signed_codes<bits, kCodeStride>(block, quad),

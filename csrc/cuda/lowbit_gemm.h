@@ -7,9 +7,24 @@
 
 namespace taut {
 
-// x is of int8, bf16 or fp16.
+// Whether this build has what is in *_sm90a.cu.
+#ifdef TAUT_SM90A
+constexpr bool kHasLowbitHopper = true;
+#else
+constexpr bool kHasLowbitHopper = false;
+#endif
+
+struct LowbitDevice {
+  int processors;
+  bool is_hopper;
+};
+
+// x is of int8, bf16 or fp16. Returns which kernels ran, for record_variant.
 template <int bits>
-void run_lowbit_linear(const LowbitParams& p, ScalarType x_dtype, int processors,
-                       cudaStream_t stream);
+const char* run_lowbit_linear(const LowbitParams& p, ScalarType x_dtype, LowbitDevice device,
+                              cudaStream_t stream);
+// Integer products of many rows, with one scale per channel.
+template <int bits>
+void run_lowbit_wgmma(const LowbitParams& p, cudaStream_t stream);
 
 }  // namespace taut

@@ -1,4 +1,5 @@
 // The kernels of lowbit_gemm for weights of 8 bits.
 #include "cuda/lowbit_gemm_run.cuh"
 
-template void taut::run_lowbit_linear<8>(const LowbitParams&, ScalarType, int, cudaStream_t);
+template const char* taut::run_lowbit_linear<8>(const LowbitParams&, ScalarType, LowbitDevice,
+                                                cudaStream_t);

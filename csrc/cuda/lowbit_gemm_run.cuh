@@ -7,16 +7,28 @@
 namespace taut {
 
 template <int bits>
-void run_lowbit_linear(const LowbitParams& p, ScalarType x_dtype, int processors,
-                       cudaStream_t stream) {
+const char* run_lowbit_linear(const LowbitParams& p, ScalarType x_dtype, LowbitDevice device,
+                              cudaStream_t stream) {
   const GridLaunch launch{stream};
   if (x_dtype == ScalarType::Char) {
-    const LowbitTiles tiles = choose_tiles(p.rows, p.out_features, processors, least_columns(p));
-    return launch_lowbit_linear<bits>(p, tiles, launch);
+    const LowbitTiles tiles =
+        choose_tiles(p.rows, p.out_features, device.processors, least_columns(p));
+    if constexpr (kHasLowbitHopper) {
+      if (device.is_hopper && tiles == LowbitTiles::rows_128 && !p.general()) {
+        run_lowbit_wgmma<bits>(p, stream);
+        return "native/hopper";
+      }
+    }
+    launch_lowbit_linear<bits>(p, tiles, launch);
+    return "native";
   }
-  const int columns = choose_float_columns(p.rows, p.out_features, processors);
-  if (x_dtype == ScalarType::BFloat16) return launch_lowbit_floats<bf16, bits>(p, columns, launch);
-  launch_lowbit_floats<f16, bits>(p, columns, launch);
+  const int columns = choose_float_columns(p.rows, p.out_features, device.processors);
+  if (x_dtype == ScalarType::BFloat16) {
+    launch_lowbit_floats<bf16, bits>(p, columns, launch);
+  } else {
+    launch_lowbit_floats<f16, bits>(p, columns, launch);
+  }
+  return "native";
 }
 
 }  // namespace taut

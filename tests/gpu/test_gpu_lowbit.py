@@ -23,7 +23,7 @@ def call(op, *args):
 
 def run(op, *args):
     outputs = tuple(t.cpu() for t in call(op, *args))
-    assert last_cuda_variant(op) == "native"
+    assert last_cuda_variant(op).startswith("native")
     return outputs
 
 
@@ -108,6 +108,25 @@ def test_batch_invariance():
 def test_encoder_shapes(rows, bits):
     for features, channels in ((384, 1536), (768, 768), (3072, 768)):
         cases.check_products(run, bits, ((rows, channels, features),))
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    reason="needs a Hopper GPU",
+)
+@pytest.mark.parametrize("bits", BITS)
+def test_small_wgmma(bits):
+    """Many rows, one scale per channel: bits are those of the reference."""
+    for rows, channels, features in ((2048, 1536, 100), (16000, 130, 200)):
+        weight = cases.weight_of(channels, features, bits)
+        args = (*weight, torch.randn(channels), channels, bits, 0, 8)
+        cases.assert_bits(
+            run, "lowbit_linear", *cases.integers(rows, features), *args, "relu", None, 0.0,
+            torch.bfloat16,
+        )  # fmt: skip
+        assert last_cuda_variant("lowbit_linear") == "native/hopper"
+        x = cases.integers(rows, features)
+        cases.assert_bits(run, "lowbit_linear_quantize", *x, *args, "relu", 8, 128)
 
 
 def test_misaligned_and_strided_inputs():

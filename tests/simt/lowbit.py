@@ -10,7 +10,8 @@ from taut.reference.quantize import GRIDS
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 X_TYPES = (*TYPES, torch.int8)
 TILES = (0, 1, 2)  # LowbitTiles: 16, 64 and 128 rows
-TILE_COLUMNS = (64, 64, 128)
+WGMMA = 3
+TILE_COLUMNS = (64, 64, 128, 128)
 
 
 def _call(name, *arguments, schedule):

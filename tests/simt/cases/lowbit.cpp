@@ -1,5 +1,6 @@
 // Quantized rows and linear layers over low-bit weights, as the launchers run them.
 #include "cuda/lowbit_gemm_launch.cuh"
+#include "cuda/lowbit_wgmma_launch.cuh"
 #include "cuda/quantize.cuh"
 #include "simt.h"
 
@@ -7,6 +8,7 @@ namespace {
 
 constexpr int kSharedBytes = 48 * 1024;
 constexpr int64_t kInt8 = 3;
+constexpr int64_t kWgmma = 3;  // the number behind those of LowbitTiles
 
 struct Span {
   const void* begin;
@@ -179,6 +181,7 @@ extern "C" const char* linear(const void* x, int64_t x_type, const float* x_scal
     launch.writes(q, rows * out_features).writes(q_scale, rows * q_groups);
     const auto run = [&](auto width) {
       constexpr int kBits = decltype(width)::value;
+      if (x_type == kInt8 && tiles == kWgmma) return taut::launch_lowbit_wgmma<kBits>(p, launch);
       if (x_type == kInt8)
         return taut::launch_lowbit_linear<kBits>(p, static_cast<taut::LowbitTiles>(tiles), launch);
       // Tiles of 32 or 64 columns.
