@@ -139,6 +139,16 @@ def test_misaligned_and_strided_inputs():
         assert torch.equal(call("lowbit_linear", layout, *rest)[0].cpu(), want)
 
 
+def test_weights_are_packed_on_the_gpu():
+    for bits in BITS:
+        codes = torch.randint(0, 2**bits, (70, 100), dtype=torch.uint8)
+        packed = taut.formats.pack_codes(codes.cuda(), bits)
+        assert torch.equal(packed.cpu(), taut.formats.pack_codes(codes, bits))
+        prepacked = taut.pack_lowbit(packed, bits, 100)
+        assert torch.equal(prepacked.cpu(), taut.pack_lowbit(packed.cpu(), bits, 100))
+        assert torch.equal(taut.unpack_lowbit(prepacked, bits, 70, 100), packed)
+
+
 def test_what_kernels_do_not_serve_goes_to_triton():
     x, weight = torch.randn(5, 96), cases.weight_of(70, 96, 4)
     call("lowbit_linear", x, None, *weight, None, 70, 4, 0, 0)
