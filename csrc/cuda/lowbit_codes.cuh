@@ -33,4 +33,14 @@ __device__ __forceinline__ uint32_t load_signed_codes(const uint32_t* words, int
   return load_codes<bits, stride>(words, quad) ^ 0x80808080u;
 }
 
+// body(i) for i = thread, thread + threads, ... below `count`.
+template <int count, int threads, class Body>
+__device__ __forceinline__ void for_pieces(int thread, const Body& body) {
+#pragma unroll
+  for (int n = 0; n < (count + threads - 1) / threads; ++n) {
+    const int i = thread + n * threads;
+    if (count % threads == 0 || i < count) body(i);
+  }
+}
+
 }  // namespace taut

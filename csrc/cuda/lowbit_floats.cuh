@@ -92,24 +92,23 @@ class LowbitFloats {
     uint8_t* place = stage(i);
     const int block = block_of(i);
     const T* x = static_cast<const T*>(p_.x);
-#pragma unroll
-    for (int j = lane_; j < Tile::kRows * 8; j += 32) {
+    for_pieces<Tile::kRows * 8, 32>(lane_, [&](int j) {
       const int64_t row = first_row_ + j / 8;
       const int feature = block * kLowbitBlock + j % 8 * 8;
       const int count = row < p_.rows ? min(max(p_.in_features - feature, 0), 8) : 0;
       ptx::cp_async<16>(place + j / 8 * Shared::kRowStride + j % 8 * 16,
                         count > 0 ? x + row * p_.x_stride + feature : x, 2 * count);
-    }
+    });
     constexpr int kPieces = Tile::kColumns / 4;  // of 16 bytes per row of words
     const int panel = first_column_ / kLowbitPanel;
     const uint8_t* words = p_.packed +
                            (int64_t{panel} * blocks_ + block) * (256 * code_rows(bits)) +
                            first_column_ % kLowbitPanel * 4;
-#pragma unroll
-    for (int j = lane_; j < code_rows(bits) * kPieces; j += 32)
+    for_pieces<code_rows(bits) * kPieces, 32>(lane_, [&](int j) {
       ptx::cp_async<16>(
           place + Shared::kRowBytes + j / kPieces * 4 * Shared::kCodeStride + j % kPieces * 16,
           words + j / kPieces * 256 + j % kPieces * 16);
+    });
   }
 
   __device__ __forceinline__ void multiply_stage(int i) {

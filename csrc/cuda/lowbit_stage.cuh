@@ -27,25 +27,23 @@ struct LowbitStage {
                                               int first_panel, int s, uint8_t* place) {
     const int thread = static_cast<int>(threadIdx.x);
     const int8_t* x = static_cast<const int8_t*>(p.x);
-#pragma unroll
-    for (int i = thread; i < kRowBytes / 16; i += Tile::kThreads) {
+    for_pieces<kRowBytes / 16, Tile::kThreads>(thread, [&](int i) {
       const int64_t row = first_row + i / 8;
       const int feature = s * kStageFeatures + i % 8 * 16;
       const int bytes = row < p.rows ? min(max(p.in_features - feature, 0), 16) : 0;
       ptx::cp_async<16>(place + ptx::swizzle_128(16 * i),
                         bytes > 0 ? x + row * p.x_stride + feature : x, bytes);
-    }
+    });
     const int panels = (p.out_features + kLowbitPanel - 1) / kLowbitPanel;
     const int rows = (p.in_features + kLowbitBlock - 1) / kLowbitBlock * code_rows(bits);
-#pragma unroll
-    for (int i = thread; i < Tile::kPanels * kPanelRows * 16; i += Tile::kThreads) {
+    for_pieces<Tile::kPanels * kPanelRows * 16, Tile::kThreads>(thread, [&](int i) {
       const int panel = first_panel + i / 16 / kPanelRows;
       const int row = s * kPanelRows + i / 16 % kPanelRows;
       const bool exists = panel < panels && row < rows;
       const int64_t offset = exists ? (int64_t{panel} * rows + row) * 256 + i % 16 * 16 : 0;
       ptx::cp_async<16>(place + kRowBytes + i / 16 * 4 * kCodeStride + i % 16 * 16,
                         p.packed + offset, exists ? 16 : 0);
-    }
+    });
   }
 };
 
