@@ -26,7 +26,6 @@ KERNELS = (
     "lowbit_gemm_3",
     "lowbit_gemm_8",
     "lowbit_gemm_sm90a",
-    "quantize",
 )
 FLAGS = (
     "-std=c++17",
