@@ -19,6 +19,7 @@ import sass
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "cuda"
 ARCHITECTURES = ("80", "90a", "100a")
+# Of low-bit weights, the widths with the least and the most to expand.
 KERNELS = (
     "attention_forward_bf16",
     "attention_forward_f16",
@@ -29,6 +30,9 @@ KERNELS = (
     "attention_plan",
     "binary_attention",
     "binary_gemm",
+    "lowbit_gemm_3",
+    "lowbit_gemm_8",
+    "lowbit_gemm_sm90a",
 )
 FLAGS = (
     "-std=c++17",

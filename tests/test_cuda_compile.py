@@ -101,6 +101,11 @@ INSTRUCTIONS = {
     "binary_linear_kernel": {
         "": [r"BMMA\.168256\.AND\.POPC", r"LDGSTS\.E\.64.*", r"LDGSTS\.E\.BYPASS\.128.*"]
     },
+    "lowbit_linear_kernel": {
+        "": [r"IMMA\.16832\.S8\.S8", r"LDSM\.16\.M88\.4", r"LDGSTS\.E\.BYPASS\.128.*"]
+    },
+    "lowbit_wgmma_kernel": {"": [r"IGMMA\.64x128x32\.S8\.S8", r"LDGSTS\.E\.BYPASS\.128.*"]},
+    "lowbit_floats_kernel": {"": [r"HMMA\.16816\.F32(\.BF16)?", r"LDGSTS\.E\.BYPASS\.128.*"]},
     "register_budgets": {"": [r"USETMAXREG\.DEALLOC.*", r"USETMAXREG\.TRY_ALLOC.*"]},
 } | {
     f"wgmma_products<{types}, {n}, (Major)0, (Major)0>": {"": [name.replace("@", str(n))]}

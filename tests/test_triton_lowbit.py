@@ -4,35 +4,12 @@ import pytest
 import torch
 
 from helpers import assert_same
-from taut.formats import BITS, pack_codes
-from taut.reference.lowbit_gemm import pack_lowbit
+from lowbit_cases import GROUPED, integers, weight_of
+from taut.formats import BITS
 from triton_helpers import DTYPES, assert_agrees, guarded_memory, launch, reference
 
 # A sigmoid far below zero is 1 / inf.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
-
-GROUPED = ((2, 256), (3, 128), (4, 64), (8, 32))
-
-
-def weight_of(channels, features, bits, group_size=0, zero_point=None, codebook=None):
-    """packed, scale, zero_point, codebook of a random weight: zero_point "whole" or "half"."""
-    codes = torch.randint(0, 2**bits, (channels, features), dtype=torch.uint8)
-    groups = -(-features // group_size) if group_size else 1
-    packed = pack_lowbit(pack_codes(codes, bits), bits, features)
-    zeros = None
-    if zero_point is not None:
-        zeros = torch.randint(0, 2**bits, (channels, groups)) + (0.5 if zero_point == "half" else 0)
-        zeros = zeros.float()
-    table = None
-    if codebook is not None:
-        table = torch.randn((channels, 2**bits) if codebook == "channel" else (2**bits,))
-    return packed, torch.rand(channels, groups) + 0.5, zeros, table
-
-
-def integers(rows, features, groups=1):
-    """x of int8 and its scale"""
-    x = torch.randint(-128, 128, (rows, features)).to(torch.int8)
-    return x, torch.rand(rows, groups) + 0.5
 
 
 @pytest.mark.parametrize("bits", BITS)

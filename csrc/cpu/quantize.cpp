@@ -1,6 +1,7 @@
 // Launchers of the quantize ops on the CPU.
 #include "cpu/quantize.h"
 
+#include "common/quantize_check.h"
 #include "cpu/scratch.h"
 #include "cpu/tensor.h"
 
@@ -20,28 +21,6 @@ void check_x(const Tensor& x, const char* op) {
   check(x.size(1) == 1 || x.stride(1) == 1, op, "x must have contiguous rows");
 }
 
-void check_bits(int64_t bits, const char* op) {
-  check(bits == 2 || bits == 3 || bits == 4 || bits == 8, op,
-        "bits must be one of 2, 3, 4, 8, got ", bits);
-}
-
-QuantizeGrid parse_grid(const std::string& grid, const char* op) {
-  if (grid == "absmax") return QuantizeGrid::absmax;
-  if (grid == "full_range") return QuantizeGrid::full_range;
-  check(grid == "midrise", op, "grid must be one of absmax, full_range, midrise, got '", grid, "'");
-  return QuantizeGrid::midrise;
-}
-
-// Where a standard normal is clipped with the least squared error: see reference/quantize.py.
-double midrise_clip(int64_t bits) {
-  switch (bits) {
-    case 2: return 1.49353;
-    case 3: return 2.05107;
-    case 4: return 2.51393;
-    default: return 3.88494;
-  }
-}
-
 std::tuple<Tensor, Tensor> quantize_per_token(const Tensor& x, const Optional& channel_scale,
                                               const Optional& channel_shift, int64_t bits,
                                               const std::string& grid, bool hadamard,
@@ -51,7 +30,7 @@ std::tuple<Tensor, Tensor> quantize_per_token(const Tensor& x, const Optional& c
   const int64_t rows = x.size(0), columns = x.size(1);
   if (channel_scale) check_vector(*channel_scale, columns, ScalarType::Float, op, "channel_scale");
   if (channel_shift) check_vector(*channel_shift, columns, ScalarType::Float, op, "channel_shift");
-  check_bits(bits, op);
+  check_activation_bits(bits, op);
   check(group_size >= 0, op, "group_size must be 0 or more, got ", group_size);
   if (hadamard)
     check(columns % kHadamard == 0, op, "x must have a multiple of ", kHadamard, " columns, got ",
@@ -71,7 +50,7 @@ std::tuple<Tensor, Tensor> quantize_per_token(const Tensor& x, const Optional& c
   p.columns = columns;
   p.group_size = group_size;
   p.bits = bits;
-  p.midrise_step = static_cast<float>(2 * midrise_clip(bits) / ((1 << bits) - 1));
+  p.midrise_step = midrise_step(bits);
   p.hadamard = hadamard;
   QuantizeRows* kernel =
       float_kernel(x.scalar_type(), op, "x", TAUT_KERNEL(quantize_rows_f32),
@@ -99,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_quantize(const Tensor& x, const Op
   if (norm_bias) check_vector(*norm_bias, columns, dtype, op, "norm_bias");
   if (quant_weight) check_vector(*quant_weight, columns, dtype, op, "quant_weight");
   if (quant_bias) check_vector(*quant_bias, columns, dtype, op, "quant_bias");
-  check_bits(bits, op);
+  check_activation_bits(bits, op);
 
   Tensor out = empty_cpu({rows, columns}, dtype);
   Tensor q = empty_cpu({rows, columns}, ScalarType::Char);

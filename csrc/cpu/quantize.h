@@ -2,13 +2,11 @@
 #pragma once
 #include <cstdint>
 
+#include "common/quantize_grid.h"
 #include "common/types.h"
 #include "cpu/dispatch.h"
 
 namespace taut {
-
-enum class QuantizeGrid : int { absmax, full_range, midrise };
-constexpr int64_t kHadamard = 128;
 
 // Rows are contiguous; strides between rows in elements. A null pointer means "not given". q and
 // scale are contiguous. `scratch` holds one fp32 row.

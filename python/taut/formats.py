@@ -44,10 +44,10 @@ def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     if bits == 8:
         return codes.clone()
     rows, columns = codes.shape
-    planes = (codes[:, :, None] >> torch.arange(bits, dtype=torch.uint8)) & 1
+    place = torch.arange(8, dtype=torch.uint8, device=codes.device)
+    planes = (codes[:, :, None] >> place[:bits]) & 1
     string = torch.nn.functional.pad(planes.view(rows, columns * bits), (0, -columns * bits % 8))
-    weights = 1 << torch.arange(8, dtype=torch.uint8)
-    return (string.view(rows, -1, 8) * weights).sum(2, dtype=torch.uint8)
+    return (string.view(rows, -1, 8) * (1 << place)).sum(2, dtype=torch.uint8)
 
 
 def unpack_codes(packed: torch.Tensor, bits: int, in_features: int) -> torch.Tensor:
@@ -64,10 +64,10 @@ def unpack_codes(packed: torch.Tensor, bits: int, in_features: int) -> torch.Ten
     if bits == 8:
         return packed.clone()
     rows = packed.shape[0]
-    string = (packed[:, :, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+    place = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    string = (packed[:, :, None] >> place) & 1
     planes = string.view(rows, -1)[:, : in_features * bits].reshape(rows, in_features, bits)
-    weights = 1 << torch.arange(bits, dtype=torch.uint8)
-    return (planes * weights).sum(2, dtype=torch.uint8)
+    return (planes * (1 << place[:bits])).sum(2, dtype=torch.uint8)
 
 
 @dataclass(eq=False)

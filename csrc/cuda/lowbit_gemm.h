@@ -1,0 +1,30 @@
+// What runs the kernels of lowbit_gemm on CUDA: one translation unit per width of the weight.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "common/check.h"
+#include "cuda/lowbit_gemm_params.h"
+
+namespace taut {
+
+// Whether this build has what is in *_sm90a.cu.
+#ifdef TAUT_SM90A
+constexpr bool kHasLowbitHopper = true;
+#else
+constexpr bool kHasLowbitHopper = false;
+#endif
+
+struct LowbitDevice {
+  int processors;
+  bool is_hopper;
+};
+
+// x is of int8, bf16 or fp16. Returns which kernels ran, for record_variant.
+template <int bits>
+const char* run_lowbit_linear(const LowbitParams& p, ScalarType x_dtype, LowbitDevice device,
+                              cudaStream_t stream);
+// Integer products of many rows, with one scale per channel.
+template <int bits>
+void run_lowbit_wgmma(const LowbitParams& p, cudaStream_t stream);
+
+}  // namespace taut

@@ -1,0 +1,5 @@
+// The kernels of lowbit_gemm for weights of 8 bits.
+#include "cuda/lowbit_gemm_run.cuh"
+
+template const char* taut::run_lowbit_linear<8>(const LowbitParams&, ScalarType, LowbitDevice,
+                                                cudaStream_t);
