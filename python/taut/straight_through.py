@@ -176,9 +176,7 @@ def bibert_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return _with_gradient(_signs(centred.detach(), -1.0), through), scale
 
 
-def bit_weight(
-    weight: torch.Tensor, *, by_row: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
+def bit_weight(weight: torch.Tensor, *, by_row: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """The signs of w - mean of w, and mean|w|: what BiT makes of a weight.
 
     The gradient of scale * signs passes unchanged. A weight equal to the mean is -1, as in packed
