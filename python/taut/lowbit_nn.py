@@ -9,10 +9,33 @@ from taut.ops.dense_gemm import pack_weight, packed_linear
 from taut.ops.lowbit_gemm import lowbit_linear, lowbit_linear_layer_norm, lowbit_linear_quantize
 from taut.ops.norm import layer_norm
 from taut.ops.quantize import kronecker, layer_norm_quantize, quantize_per_token
+from taut.reference._check import readable
 from taut.reference.quantize import hadamard_transform
 
 
-class LowbitLinear(torch.nn.Module):
+class FixedDtypes(torch.nn.Module):
+    """A module whose buffers keep their dtypes with `.to(dtype)`."""
+
+    def _apply(self, fn, recurse=True):
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            moved = getattr(self, name)
+            if value is not None and moved.dtype != value.dtype:
+                setattr(self, name, value.to(moved.device))
+        return self
+
+
+def rows_of(ids: torch.Tensor, *tables: torch.Tensor) -> list[torch.Tensor]:
+    """The rows of packed tables for token ids, which are checked where the host can read them."""
+    rows = tables[0].shape[0]
+    if readable(ids) and ids.numel() and not (0 <= ids.min() and ids.max() < rows):
+        value = int(next(i for i in ids.tolist() if not 0 <= i < rows))
+        raise ValueError(f"input_ids must be in [0, {rows}), got {value}")
+    return [table.index_select(0, ids) for table in tables]
+
+
+class LowbitLinear(FixedDtypes):
     """A linear layer over a low-bit weight; for inference.
 
     Before its activations are quantized, an input x becomes
@@ -89,13 +112,7 @@ class LowbitLinear(torch.nn.Module):
 
     def _apply(self, fn, recurse=True):
         self._forget()
-        before = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, value in before.items():
-            moved = getattr(self, name)
-            if moved.dtype != value.dtype:
-                setattr(self, name, value.to(moved.device))
-        return self
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args):
         self._forget()

@@ -93,7 +93,7 @@ class BinaryLinear(torch.nn.Module):
             f"kind={self.kind}, takes={self.takes}"
         )
 
-    def _units(self, x: torch.Tensor) -> torch.Tensor:
+    def units(self, x: torch.Tensor) -> torch.Tensor:
         """x as whole numbers, with its straight-through gradient."""
         tie = "ternary" if self.takes == "ternary" else "strict"
         if self.kind == "bibert":
@@ -116,7 +116,7 @@ class BinaryLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, activation: str = "none") -> torch.Tensor:
         """activation(x @ weight.T + bias), x and weight binarized, x (total_tokens, in_features)."""
-        units = self._units(x)
+        units = self.units(x)
         signs, scale = self.binary_weight()
         return ACTIVATIONS[activation](functional.linear(units, signs) * scale + self.bias)
 
@@ -135,12 +135,18 @@ class BinaryEmbedding(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.empty(rows, columns))
         torch.nn.init.normal_(self.weight, std=0.02)
 
+    def binary_weight(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Signs of the table, and what one stands for: (rows, columns) and (rows,)."""
+        if self.kind == "bibert":
+            return bibert_weight(self.weight)
+        return bit_weight(self.weight, by_row=True)
+
     def forward(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The rows (len(ids), columns) of ids, binarized."""
         if self.kind == "bibert":  # a row's signs are its own: the others need not be looked at
             signs, scale = bibert_weight(functional.embedding(ids, self.weight))
         else:
-            table, scales = bit_weight(self.weight, by_row=True)
+            table, scales = self.binary_weight()
             signs, scale = functional.embedding(ids, table), scales[ids]
         return (signs * scale[:, None]).to(dtype)
 
@@ -210,6 +216,10 @@ class BinaryLayer(torch.nn.Module):
         self.down = BinaryLinear(inner, hidden, kind, "ternary" if kind == "bibert" else "steps")
         self.output_norm = torch.nn.LayerNorm(hidden, eps=config.eps)
 
+    def activate(self, x: torch.Tensor) -> torch.Tensor:
+        """What lies between `up` and `down`."""
+        return erf_gelu(x) if self.kind == "bibert" else x.relu()
+
     def _norm(self, x, residual, norm):
         x = functional.dropout(x, self.dropout, self.training)
         return layer_norm(x, norm.weight, norm.bias, residual=residual, eps=norm.eps)
@@ -218,5 +228,5 @@ class BinaryLayer(torch.nn.Module):
         q, k, v = self.query(hidden), self.key(hidden), self.value(hidden)
         context = self.attention(q, k, v, cu_seqlens)
         hidden = self._norm(self.out(context), hidden, self.attention_norm)
-        inner = erf_gelu(self.up(hidden)) if self.kind == "bibert" else self.up(hidden).relu()
+        inner = self.activate(self.up(hidden))
         return self._norm(self.down(inner), hidden, self.output_norm)
