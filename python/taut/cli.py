@@ -122,11 +122,26 @@ def quantize(
 
 
 @app.command()
-def info() -> None:
-    """Versions, instruction sets, and which native libraries loaded or why not."""
-    from taut.info import report
+def info(
+    model: Annotated[
+        str | None, typer.Argument(help="Checkpoint directory or model id.", show_default=False)
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the text that is counted.")] = 128,
+) -> None:
+    """Size and FLOPs of MODEL; without one, versions, instruction sets, and which native libraries
+    loaded or why not."""
+    if model is None:
+        from taut.info import report
 
-    for name, value in report().items():
+        facts = report()
+    else:
+        from taut.accounting import report
+
+        try:
+            facts = report(model, tokens)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot account for {model}: {error}") from None
+    for name, value in facts.items():
         typer.echo(f"{name:<20} {value}")
 
 

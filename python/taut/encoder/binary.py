@@ -121,6 +121,23 @@ class BinaryLinear(torch.nn.Module):
         return ACTIVATIONS[activation](functional.linear(units, signs) * scale + self.bias)
 
 
+def check_latent(model: torch.nn.Module, source: str) -> None:
+    """Refuse a checkpoint of signs in place of latent weights.
+
+    Raises:
+        ValueError: naming `source`.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, BinaryLinear):
+            magnitude = module.weight.detach().abs()
+            if ((magnitude == 0) | (magnitude == 1)).all():
+                raise ValueError(
+                    f"{source} must hold float weights to be binarized, but {name} has signs only: "
+                    "BiBERT's quant/ files have lost centring and scales; take the directory that "
+                    "--save_fp_model wrote"
+                )
+
+
 class BinaryEmbedding(torch.nn.Module):
     """A table of signs, with a scale for each row, for training.
 

@@ -62,7 +62,7 @@ def read_config(directory: Path) -> EncoderConfig:
     return EncoderConfig.from_dict(read_json(path))
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
     for name, index_name in _WEIGHTS.items():
         if (directory / name).exists():
             return [directory / name]
@@ -88,7 +88,7 @@ class TensorFiles:
 
     def __init__(self, directory: Path) -> None:
         self._getters: dict[str, Callable[[], torch.Tensor]] = {}
-        for path in _weight_files(directory):
+        for path in weight_files(directory):
             if path.suffix == ".safetensors":
                 self._open_safetensors(path)
             else:
