@@ -80,7 +80,8 @@ def initialize_scales(model: Pretrained, input_ids: torch.Tensor, cu_seqlens: to
     """Set every elastic scale of a BiT from one batch, layer by layer; of a BiBERT there are none.
 
     A scale of signs becomes mean|x|, one of steps the mean of what lies above half of it: both have
-    the least squared error.
+    the least squared error. That of the probabilities becomes twice their mean, so that a query
+    attends to the keys above it.
 
     Args:
         model: what `prepare` gave.

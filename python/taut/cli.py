@@ -122,6 +122,20 @@ def quantize(
 
 
 @app.command()
+def binarize(
+    model: Annotated[str, typer.Argument(help="BiBERT or BiT: directory or model id.")],
+    output: Annotated[Path, typer.Option(help="Directory to write; must not exist yet.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Checkpoint whose tokenizer.json to take [default: MODEL].")
+    ] = None,
+) -> None:
+    """Write MODEL, whose latent weights are floats, over packed bits, whole or not at all."""
+    from taut.binarize_command import run
+
+    run(model, output, tokenizer)
+
+
+@app.command()
 def info(
     model: Annotated[
         str | None, typer.Argument(help="Checkpoint directory or model id.", show_default=False)

@@ -11,7 +11,7 @@ Of an encoder of packed bits (`packed_binary.py`) the scheme is "bits" and there
       "scheme": "w8a8",                     what `quantize` was asked for
       "layers": {"layers.0.*": "w4a8"},     and for which layers otherwise
       "linears": {"layers.0.qkv": {"bits": 8, "in_features": 384, "group_size": 0, ...}},
-      "embeddings.word": "w8a16"            or "float"
+      "embeddings.word": "w8a16"            or "float" or "bits"
     }
 """
 
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from taut.encoder.checkpoint import SAFETENSORS, read_json, write_json
-from taut.encoder.packed_binary import replace_modules
+from taut.encoder.packed_binary import BitEmbedding, replace_modules
 from taut.encoder.quantize import WORD_TABLE, connect
 from taut.encoder.quantized import LINEARS, LowbitEmbedding, QuantizedLayer
 from taut.nn import LowbitLinear
@@ -72,7 +72,9 @@ def save(model: "Pretrained", directory: Path) -> None:
         for name, module in backbone.named_modules()
         if isinstance(module, LowbitLinear)
     }
-    table = "w8a16" if isinstance(backbone.embeddings.word, LowbitEmbedding) else "float"
+    table = {LowbitEmbedding: "w8a16", BitEmbedding: BITS}.get(
+        type(backbone.embeddings.word), "float"
+    )
     config = {
         **{key: value for key, value in model.config.raw.items() if key != "torch_dtype"},
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
@@ -159,6 +161,8 @@ def _copy(targets: dict, sources: dict) -> list[str]:
             problems.append(f"{name} must be {tuple(target.shape)}, is missing")
         elif source.shape != target.shape:
             problems.append(f"{name} must be {tuple(target.shape)}, got {tuple(source.shape)}")
+        elif source.dtype != target.dtype and not target.is_floating_point():
+            problems.append(f"{name} must be {target.dtype}, got {source.dtype}")
         elif source.data_ptr() != target.data_ptr():
             target.copy_(source)
     return problems
