@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import taut
 from binary_models import FIELDS, SHAPE, draw, random_tensors, save_checkpoint
-from encoder_models import make_tokenizer, save_random
+from encoder_models import make_tokenizer, randomize, save_random
 from helpers import cu_seqlens_of
 from taut import accounting, binarize
 from taut.cli import app
@@ -154,7 +154,9 @@ def test_thresholds_say_what_the_floats_say_for_every_sum(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_starts_from_its_teacher_and_learns(kind):
+    torch.manual_seed(0)  # whether it learns in few steps is a matter of luck
     teacher = SequenceClassifier(float_config())
+    randomize(teacher)
     before = copy.deepcopy(teacher.state_dict())
     student = binarize.prepare(teacher, kind, dropout=0.1)
     assert student.training and student.config.hidden_dropout == 0.1
@@ -177,7 +179,7 @@ def test_a_student_starts_from_its_teacher_and_learns(kind):
                 assert parameter.grad.isfinite().all() and parameter.grad.any(), name
         optimizer.step()
         losses.append(loss.item())
-    assert min(losses) < 0.2 < losses[0]
+    assert min(losses) < 0.5 * losses[0]
     assert all(torch.equal(t, before[name]) for name, t in teacher.state_dict().items())
     student.eval()
     packed = binarize.convert(student)

@@ -131,16 +131,6 @@ _ROBERTA = Architecture(
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
         "bert": Architecture(prefix="bert.", names=_BERT_NAMES, heads=_BERT_HEADS),
-        "bibert": Architecture(
-            prefix="bert.", names=_BIBERT_NAMES, heads=_BERT_HEADS, binarization="bibert"
-        ),
-        "bit": Architecture(
-            prefix="bert.",
-            names=_BIT_NAMES,
-            heads=_BIT_HEADS,
-            defaults={"hidden_act": "relu"},
-            binarization="bit",
-        ),
         "roberta": _ROBERTA,
         "xlm-roberta": _ROBERTA,
         "camembert": _ROBERTA,
@@ -269,6 +259,16 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             positions=False,
             glu=True,
             alibi=True,
+        ),
+        "bibert": Architecture(
+            prefix="bert.", names=_BIBERT_NAMES, heads=_BERT_HEADS, binarization="bibert"
+        ),
+        "bit": Architecture(
+            prefix="bert.",
+            names=_BIT_NAMES,
+            heads=_BIT_HEADS,
+            defaults={"hidden_act": "relu"},
+            binarization="bit",
         ),
     }
 )
