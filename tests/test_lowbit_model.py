@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import taut
 from encoder_models import CONFIGS, save_alibi, save_random
 from helpers import on_one_thread
-from taut import quantizers
+from taut import folding, quantizers
 from taut.demo import every_nth, stdlib_docstrings
 from taut.encoder import MaskedLM, SequenceClassifier
 from taut.encoder.quantized import LowbitEmbedding
@@ -227,7 +227,7 @@ def test_flatquant_prologue(activation_bits):
     left, right = (  # invertible by far
         torch.linalg.qr(torch.randn(n, n))[0] * (torch.rand(n) + 0.5) for n in (8, 12)
     )
-    packed = quantizers.integer(quantizers.fold_kronecker(weight, left, right), 8)
+    packed = quantizers.integer(folding.fold_kronecker(weight, left, right), 8)
     linear = LowbitLinear(packed, kronecker=(left, right), activation_bits=activation_bits)
     want = x @ weight.T
     assert (linear(x) - want).square().mean() < 1e-3 * want.square().mean()

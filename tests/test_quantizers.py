@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from taut import gptq, quantizers
+import taut
+from taut import folding, gptq, quantizers
 from taut.formats import unpack_codes
 from taut.nn import LowbitLinear
 from taut.reference.quantize import MIDRISE_CLIP
@@ -179,11 +180,11 @@ def test_folds_leave_the_product_as_it_is():
     weight, bias, x = random_weight(), torch.randn(12), torch.randn(9, 256)
     want = x @ weight.T + bias
     shift, scale = torch.randn(256), torch.rand(256) + 0.5
-    folded, moved = quantizers.fold_shift_scale(weight, bias, shift, scale)
+    folded, moved = folding.fold_shift_scale(weight, bias, shift, scale)
     got = ((x - shift) / scale) @ folded.T + moved
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
     left, right = torch.randn(16, 16) + 4 * torch.eye(16), torch.randn(16, 16) + 4 * torch.eye(16)
-    turned = quantizers.fold_kronecker(weight, left, right)
+    turned = folding.fold_kronecker(weight, left, right)
     got = (x @ torch.kron(left, right)) @ turned.T + bias
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-2)
 
@@ -210,6 +211,14 @@ def test_compensation_lowers_the_error_of_the_output(bits, group_size):
     assert error(got) < 0.8 * error(plain)
 
 
+@pytest.mark.parametrize("wrong", (-0.5, 16.5, 7.25, float("nan")))
+def test_zero_points_out_of_range_are_refused(wrong):
+    weight = quantizers.integer(random_weight(), 4, zero_point=True)
+    weight.zero_point[-1, -1] = wrong
+    with pytest.raises(ValueError, match=f"zero_point must be .* from 0 to 16, got {wrong}"):
+        taut.lowbit_linear(torch.zeros(1, weight.in_features), weight)
+
+
 def test_refusals_name_what_is_wrong():
     weight = random_weight()
     for pattern, call in (
@@ -222,7 +231,7 @@ def test_refusals_name_what_is_wrong():
         ("codebook: table must be", lambda: quantizers.codebook(weight, [3.0, 1.0, 2.0, 4.0])),
         ("fp4_table: exponent_bits", lambda: quantizers.fp4_table(3, 3)),
         ("power_table: exponent", lambda: quantizers.power_table(4, 0)),
-        ("rotate_hadamard: weight", lambda: quantizers.rotate_hadamard(weight[:, :100])),
+        ("rotate_hadamard: weight", lambda: folding.rotate_hadamard(weight[:, :100])),
         ("scheme must be .* got 'w5a8'", lambda: parse_scheme("w5a8")),
         ("scheme must be .* got 'w4a8-g48'", lambda: parse_scheme("w4a8-g48")),
         ("groups to take -g64, got 'ternary-g64'", lambda: parse_scheme("ternary-g64")),

@@ -4,6 +4,8 @@
 // 6 x 4 sums, 4 of the weight, 1 of x. Each k-step loads the 4 and broadcasts 6 values of x, 10
 // loads for 24 multiply-adds. AVX2 and SSE2 have 16.
 #pragma once
+#include <type_traits>
+
 #include "cpu/dense_gemm.h"
 #include "cpu/isa/columns.h"
 #include "cpu/isa/reload.h"
@@ -154,19 +156,27 @@ void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_feat
   }
 }
 
+// Calls body(constant) where the constant's value is `rows`, at most kTileRows.
+template <class Body>
+inline void with_rows(int64_t rows, const Body& body) {
+  switch (rows) {
+    case 1: return body(std::integral_constant<int, 1>{});
+    case 2: return body(std::integral_constant<int, 2>{});
+#if !defined(TAUT_ISA_portable)
+    case 3: return body(std::integral_constant<int, 3>{});
+    case 4: return body(std::integral_constant<int, 4>{});
+    case 5: return body(std::integral_constant<int, 5>{});
+#endif
+    default: return body(std::integral_constant<int, kTileRows>{});
+  }
+}
+
 template <class T>
 inline void multiply_rows(int64_t rows, const T* x, int64_t x_stride, const T* panel,
                           int64_t in_features, const float* scale, float* out) {
-  switch (rows) {
-    case 1: return multiply_tile<1>(x, x_stride, panel, in_features, scale, out);
-    case 2: return multiply_tile<2>(x, x_stride, panel, in_features, scale, out);
-#if !defined(TAUT_ISA_portable)
-    case 3: return multiply_tile<3>(x, x_stride, panel, in_features, scale, out);
-    case 4: return multiply_tile<4>(x, x_stride, panel, in_features, scale, out);
-    case 5: return multiply_tile<5>(x, x_stride, panel, in_features, scale, out);
-#endif
-    default: return multiply_tile<kTileRows>(x, x_stride, panel, in_features, scale, out);
-  }
+  with_rows(rows, [&](auto count) {
+    multiply_tile<decltype(count)::value>(x, x_stride, panel, in_features, scale, out);
+  });
 }
 
 // Calls finish(sums, stride, row, rows, channel, channels) for every part of the block.

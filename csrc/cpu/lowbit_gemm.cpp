@@ -171,7 +171,7 @@ class Launch {
     if (p.codebook) s.codebook = pieces.take<float>(kLowbitPanel << p.bits);
     if (p.x_zero_point != 0.0f) s.ones = pieces.take<int8_t>(p.codes_stride());
     s.sums = pieces.take<float>(kMaxLowbitRows * kLowbitPanel);
-    if (!p.integer()) s.values = pieces.take<float>(kLowbitBlock * kLowbitPanel);
+    if (!p.integer()) s.values = pieces.take<uint8_t>(p.values_bytes());
     if (p.integer() && (unit() == 32 ? p.bits < 8 : p.bits == 3))
       s.codes = pieces.take<uint8_t>(p.blocks() * kLowbitBlock * kLowbitPanel);
     return s;

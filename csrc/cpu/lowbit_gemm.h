@@ -54,6 +54,11 @@ struct LowbitParams {
   int64_t panels() const { return (out_features + kLowbitPanel - 1) / kLowbitPanel; }
   int64_t blocks() const { return (in_features + kLowbitBlock - 1) / kLowbitBlock; }
   int64_t units() const { return (in_features + kLowbitUnit - 1) / kLowbitUnit; }
+  // Of a panel's values that are expanded together: a group of bf16, or a block of fp32.
+  int64_t values_bytes() const {
+    const int64_t features = x_type == Element::bf16 ? group_units * kLowbitUnit : kLowbitBlock;
+    return features * kLowbitPanel * (x_type == Element::bf16 ? 2 : 4);
+  }
   int64_t panel_bytes() const { return blocks() * kLowbitBlock * kLowbitPanel * bits / 8; }
   // From one row of staged codes or of fp32 sums to the next. One cache line more than whole
   // blocks, so that the rows of a tile do not compete for the same cache sets.
@@ -75,7 +80,7 @@ struct LowbitScratch {
   float* codebook;   // (64, 2^bits): the tables of a panel
   int8_t* ones;      // codes_stride(): a row of ones, 0 behind in_features
   float* sums;       // (kMaxLowbitRows, 64)
-  float* values;     // (64, 64): a block of expanded weights
+  void* values;      // values_bytes()
   uint8_t* codes;    // a panel expanded to 8 bits, for tiles and 3 bits
 };
 

@@ -246,12 +246,12 @@ void float_panel(const Work& work, int64_t panel, const uint8_t* codes,
   float* sums = work.scratch.sums;
   if (p.x_type == Element::bf16) {
     multiply_floats<Bits>(p, float_panel, static_cast<const bf16*>(p.x) + first, p.x_stride,
-                          work.count(), reinterpret_cast<bf16*>(work.scratch.values), sums);
+                          work.count(), static_cast<bf16*>(work.scratch.values), sums);
   } else {
     const bool wide = p.x_type == Element::f16;
     const float* x = wide ? work.rows.wide : static_cast<const float*>(p.x) + first;
     multiply_floats<Bits>(p, float_panel, x, wide ? p.in_features : p.x_stride, work.count(),
-                          work.scratch.values, sums);
+                          static_cast<float*>(work.scratch.values), sums);
   }
   work.sink.take(sums, constants.bias, work.block.row_begin, work.count(), panel);
 }

@@ -77,8 +77,8 @@ class LowbitWeight:
     Args:
         codes: (out_features, ceil(in_features * bits / 8)), uint8, in the logical packing.
         scale: (out_features, groups), fp32; groups = ceil(in_features / group_size), 1 without.
-        zero_point: (out_features, groups), fp32, whole or half numbers, in units of codes; None:
-            2^(bits - 1).
+        zero_point: (out_features, groups), fp32, whole or half numbers from 0 to 2^bits, in units
+            of codes; None: 2^(bits - 1).
         codebook: (2^bits,) or (out_features, 2^bits), fp32: the value of each code before scaling;
             None for integers.
         bits: 2, 3, 4 or 8.
@@ -101,12 +101,30 @@ class LowbitWeight:
 
     @property
     def packed(self) -> torch.Tensor:
-        """The codes in the order the kernels read them (`taut.pack_lowbit`), made at first use."""
+        """The codes in the order the kernels read them (`taut.pack_lowbit`), made at first use.
+
+        Raises:
+            ValueError: a zero point (on the CPU, where looking does not wait) is not as above.
+        """
         if self._packed is None:
             from taut.ops.lowbit_gemm import pack_lowbit
 
+            self._check_zero_points()
             self._packed = pack_lowbit(self.codes, self.bits, self.in_features)
         return self._packed
+
+    def _check_zero_points(self) -> None:
+        if self.zero_point is None or not self.zero_point.is_cpu:
+            return
+        point = self.zero_point
+        wrong = point[
+            ~((point >= 0) & (point <= 2**self.bits) & (2 * point == (2 * point).round()))
+        ]
+        if wrong.numel():
+            raise ValueError(
+                f"LowbitWeight: zero_point must be whole or half numbers from 0 to {2**self.bits}, "
+                f"got {wrong[0].item()}"
+            )
 
     def dequantize(self) -> torch.Tensor:
         """The values that the codes stand for, fp32 (out_features, in_features)."""

@@ -99,17 +99,18 @@ struct Pairs {
     std::memcpy(&pair, p, 4);
     return {_mm256_set1_epi32(pair)};
   }
+  void store(bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   Vec even() const { return {_mm256_castsi256_ps(_mm256_slli_epi32(v, 16))}; }
   Vec odd() const {  // by shifts: a mask would take one of the 16 registers for good
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_srli_epi32(v, 16), 16))};
   }
 };
 
-inline void store_pairs(Vec even, Vec odd, bf16* p) {
-  const __m256i low = _mm256_cvtepu16_epi32(Vec::narrow(even.v, p));
-  const __m256i high = _mm256_cvtepu16_epi32(Vec::narrow(odd.v, p));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm256_or_si256(low, _mm256_slli_epi32(high, 16)));
+inline Pairs pairs_of(Vec even, Vec odd) {
+  constexpr const bf16* kType = nullptr;
+  const __m256i low = _mm256_cvtepu16_epi32(Vec::narrow(even.v, kType));
+  const __m256i high = _mm256_cvtepu16_epi32(Vec::narrow(odd.v, kType));
+  return {_mm256_or_si256(low, _mm256_slli_epi32(high, 16))};
 }
 
 inline float reduce_add(Vec a) {

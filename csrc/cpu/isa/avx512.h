@@ -90,22 +90,32 @@ struct Pairs {
     std::memcpy(&pair, p, 4);
     return {_mm512_set1_epi32(pair)};
   }
+  void store(bf16* p) const { _mm512_storeu_si512(p, v); }
   Vec even() const { return {_mm512_castsi512_ps(_mm512_slli_epi32(v, 16))}; }
   Vec odd() const {
     return {_mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(-0x10000)))};
   }
 };
 #if defined(__AVX512BF16__)
+inline Pairs pairs_of(Vec even, Vec odd) {
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v);
+  const __m512i order = _mm512_or_si512(
+      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+      _mm512_slli_epi32(
+          _mm512_setr_epi32(16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31), 16));
+  return {_mm512_permutexvar_epi16(order, halves)};
+}
 inline Vec dot(Pairs a, Pairs b, Vec c) {
   return {_mm512_dpbf16_ps(c.v, (__m512bh)a.v, (__m512bh)b.v)};
 }
-#endif
-
-inline void store_pairs(Vec even, Vec odd, bf16* p) {
-  const __m512i low = _mm512_cvtepu16_epi32(Vec::narrow(even.v, p));
-  const __m512i high = _mm512_cvtepu16_epi32(Vec::narrow(odd.v, p));
-  _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+#else
+inline Pairs pairs_of(Vec even, Vec odd) {
+  constexpr const bf16* kType = nullptr;
+  const __m512i low = _mm512_cvtepu16_epi32(Vec::narrow(even.v, kType));
+  const __m512i high = _mm512_cvtepu16_epi32(Vec::narrow(odd.v, kType));
+  return {_mm512_or_si512(low, _mm512_slli_epi32(high, 16))};
 }
+#endif
 
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }

@@ -11,11 +11,9 @@
 //   to_vec(i)                  rounds to nearest even
 //   member<I>(bytes)           byte I of every lane, as Ints
 //   gather(table, i)           table[i] lane by lane
-//   Table::load(values)        of 16 values, AVX-512 only; table.store(codes, p, stride): the
-//   values
-//                              of the four codes of every lane, each below 16, to rows p, p +
-//                              stride
-//                              ...: a row per code (fp32) or per pair of them (bf16)
+//   Table::load(values)        of 16 values, AVX-512 only; table.look_up(codes, out): the values of
+//                              the four codes of every lane, each below 16: a Vec per code or a
+//                              Pairs per two of them
 #pragma once
 #include "cpu/isa/ints.h"
 
@@ -194,20 +192,19 @@ struct Table {
     const __m256i half = Vec::narrow(v, static_cast<const bf16*>(nullptr));
     return {v, _mm512_broadcast_i64x4(half)};
   }
-  void store(Bytes codes, float* p, int64_t stride) const {
+  void look_up(Bytes codes, Vec (&out)[4]) const {
     for (int i = 0; i < 4; ++i)
-      _mm512_storeu_ps(p + i * stride,
-                       _mm512_permutexvar_ps(_mm512_srli_epi32(codes.v, 8 * i), f32));
+      out[i] = {_mm512_permutexvar_ps(_mm512_srli_epi32(codes.v, 8 * i), f32)};
   }
-  void store(Bytes codes, bf16* p, int64_t stride) const {
+  void look_up(Bytes codes, Pairs (&out)[2]) const {
     const __m512i first = _mm512_broadcast_i32x4(
         _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
     const __m512i second = _mm512_broadcast_i32x4(
         _mm_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1));
     const __m512i low = _mm512_shuffle_epi8(codes.v, first);
     const __m512i high = _mm512_shuffle_epi8(codes.v, second);
-    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(low, halves));
-    _mm512_storeu_si512(p + stride, _mm512_permutexvar_epi16(high, halves));
+    out[0] = {_mm512_permutexvar_epi16(low, halves)};
+    out[1] = {_mm512_permutexvar_epi16(high, halves)};
   }
 };
 

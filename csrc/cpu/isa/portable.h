@@ -82,15 +82,20 @@ struct Pairs {
     return {{(FloatLanes)(raw << 16)}, {(FloatLanes)(raw & 0xffff0000u)}};
   }
   static Pairs set(const bf16* p) { return {Vec::set(to_float(p[0])), Vec::set(to_float(p[1]))}; }
+  void store(bf16* p) const {
+    for (int i = 0; i < Vec::kWidth; ++i) {
+      from_float(first.lane[i], p + 2 * i);
+      from_float(second.lane[i], p + 2 * i + 1);
+    }
+  }
   Vec even() const { return first; }
   Vec odd() const { return second; }
 };
 
-inline void store_pairs(Vec even, Vec odd, bf16* p) {
-  for (int i = 0; i < Vec::kWidth; ++i) {
-    from_float(even.lane[i], p + 2 * i);
-    from_float(odd.lane[i], p + 2 * i + 1);
-  }
+inline Pairs pairs_of(Vec even, Vec odd) {
+  bf16 rounded[2 * Vec::kWidth];
+  Pairs{even, odd}.store(rounded);
+  return Pairs::load(rounded);
 }
 
 inline float reduce_add(Vec a) { return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]); }

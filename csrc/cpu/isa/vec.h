@@ -17,7 +17,7 @@
 //   Pairs::load(p), Pairs::set(p)    kWidth pairs from p; the one pair at p in all lanes
 //   pairs.even(), pairs.odd()        the first and the second members as Vec
 //   dot(a, b, c)                     c + a.even() * b.even() + a.odd() * b.odd(); AVX512_BF16 only
-//   store_pairs(even, odd, p)        rounds two Vec to nearest even and stores them as pairs
+//   pairs_of(even, odd)              rounds two Vec to nearest even: Pairs; store(p)
 #pragma once
 #include <cstdint>
 #include <cstring>

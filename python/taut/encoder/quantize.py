@@ -17,11 +17,11 @@ from tqdm import tqdm
 from taut.encoder.model import Backbone, Layer
 from taut.encoder.quantized import LINEARS, LowbitEmbedding, QuantizedLayer
 from taut.encoder.tokenization import TokenBatch, batches, check_texts
+from taut.folding import fold_shift_scale
 from taut.gptq import compensated
 from taut.nn import Linear, LowbitLinear
 from taut.ops.activation import bias_glu
 from taut.ops.attention import varlen_attention_qkvpacked
-from taut.quantizers import fold_shift_scale
 from taut.schemes import Scheme, auto_scheme, parse_scheme, quantize_weight
 
 if TYPE_CHECKING:
