@@ -1,5 +1,7 @@
 """The module that holds a low-bit weight."""
 
+from typing import ClassVar
+
 import torch
 from torch.nn import functional
 
@@ -13,10 +15,28 @@ from taut.reference._check import readable
 from taut.reference.quantize import hadamard_transform
 
 
-class FixedDtypes(torch.nn.Module):
-    """A module whose buffers keep their dtypes with `.to(dtype)`."""
+class PackedModule(torch.nn.Module):
+    """A module whose buffers keep their dtypes with `.to(dtype)`. What it makes of them at first use
+    is no part of its state, and is forgotten when they move or change."""
+
+    MADE_AT_FIRST_USE: ClassVar[dict] = {}  # attribute -> what it is before
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.__dict__.update(self.MADE_AT_FIRST_USE)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, **self.MADE_AT_FIRST_USE}
+
+    def _load_from_state_dict(self, *args):
+        self._forget()
+        super()._load_from_state_dict(*args)
 
     def _apply(self, fn, recurse=True):
+        self._forget()
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, value in before.items():
@@ -35,7 +55,7 @@ def rows_of(ids: torch.Tensor, *tables: torch.Tensor) -> list[torch.Tensor]:
     return [table.index_select(0, ids) for table in tables]
 
 
-class LowbitLinear(FixedDtypes):
+class LowbitLinear(PackedModule):
     """A linear layer over a low-bit weight; for inference.
 
     Before its activations are quantized, an input x becomes
@@ -60,6 +80,12 @@ class LowbitLinear(FixedDtypes):
         low_rank: (out_features, rank) and (rank, in_features): their product is added to the weight
             (LQ-LoRA). Both additions see x as it came, and are computed in fp32.
     """
+
+    MADE_AT_FIRST_USE: ClassVar[dict] = {
+        "_weight": None,
+        "_low_rank": None,
+        "_migrated": (None, None),
+    }
 
     def __init__(
         self,
@@ -102,21 +128,6 @@ class LowbitLinear(FixedDtypes):
         }
         for name, value in buffers.items():
             self.register_buffer(name, None if value is None else value.contiguous())
-        self._forget()
-
-    def _forget(self) -> None:
-        self._weight, self._low_rank, self._migrated = None, None, (None, None)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_weight": None, "_low_rank": None, "_migrated": (None, None)}
-
-    def _apply(self, fn, recurse=True):
-        self._forget()
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args):
-        self._forget()
-        super()._load_from_state_dict(*args)
 
     def extra_repr(self) -> str:
         return (

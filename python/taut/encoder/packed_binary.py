@@ -9,13 +9,13 @@ A state dict holds rows of bits as `taut.pack_bits` gives them; the order that t
 at first use. What float modules become these is in `taut.binarize`.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
 from taut.encoder.binary import BinaryLayer
 from taut.formats import WORD, words_of
-from taut.lowbit_nn import FixedDtypes, rows_of
+from taut.lowbit_nn import PackedModule, rows_of
 from taut.ops.binary_attention import binary_attention
 from taut.ops.binary_gemm import (
     binary_linear,
@@ -39,7 +39,7 @@ class Activations(NamedTuple):
     bits: torch.Tensor | None = None
 
 
-class BitLinear(FixedDtypes):
+class BitLinear(PackedModule):
     """A linear layer over packed signs; buffers start uninitialised.
 
     Args:
@@ -48,6 +48,8 @@ class BitLinear(FixedDtypes):
             integer thresholds.
         moved: inputs are compared with a threshold per channel instead of with 0.
     """
+
+    MADE_AT_FIRST_USE: ClassVar[dict] = {"_packed": None}
 
     def __init__(
         self, in_features: int, out_features: int, result: str = "floats", moved: bool = False
@@ -63,21 +65,6 @@ class BitLinear(FixedDtypes):
             shape = (out_features,) if result == "bits" else (3, out_features)
             self.register_buffer("thresholds", torch.empty(shape, dtype=torch.int32))
         self.register_buffer("bit_threshold", torch.empty(in_features) if moved else None)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._packed = None
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_packed": None}
-
-    def _apply(self, fn, recurse=True):
-        self._forget()
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args):
-        self._forget()
-        super()._load_from_state_dict(*args)
 
     def extra_repr(self) -> str:
         """What printing the layer shows of it."""
@@ -124,7 +111,7 @@ class BitLinear(FixedDtypes):
         return Activations(hidden, None if consumer is None else bits)
 
 
-class BitEmbedding(FixedDtypes):
+class BitEmbedding(PackedModule):
     """A table of signs with a scale for each row; buffers start uninitialised.
 
     Args:
@@ -143,13 +130,15 @@ class BitEmbedding(FixedDtypes):
         return (unpack_bits(bits, self.columns) * scale).to(dtype)
 
 
-class BitAttention(FixedDtypes):
+class BitAttention(PackedModule):
     """Attention from bits to two rails; buffers start uninitialised.
 
     Args:
         heads: of 64 channels each.
         kind: "bibert" or "bit"; "bit" has scales and thresholds.
     """
+
+    MADE_AT_FIRST_USE: ClassVar[dict] = {"_options": None}
 
     def __init__(self, heads: int, kind: str) -> None:
         super().__init__()
@@ -161,15 +150,6 @@ class BitAttention(FixedDtypes):
         )
         # softmax_scale and alpha
         self.register_buffer("scales", torch.empty(2) if elastic else None)
-        self._options: dict | None = None
-
-    def _apply(self, fn, recurse=True):
-        self._options = None
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args):
-        self._options = None
-        super()._load_from_state_dict(*args)
 
     def forward(self, q, k, v, cu_seqlens):
         """(total_tokens, heads) words three times -> two rails (total_tokens, 2, heads)."""

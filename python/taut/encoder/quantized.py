@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from taut.encoder.model import Layer
-from taut.lowbit_nn import FixedDtypes, rows_of
+from taut.lowbit_nn import PackedModule, rows_of
 from taut.nn import Linear, LowbitLinear
 from taut.ops.activation import bias_glu
 from taut.ops.attention import varlen_attention_qkvpacked
@@ -95,7 +95,7 @@ class QuantizedLayer(torch.nn.Module):
         )
 
 
-class LowbitEmbedding(FixedDtypes):
+class LowbitEmbedding(PackedModule):
     """A table whose rows are integers of 8 bits: value = scale * code.
 
     Args:
