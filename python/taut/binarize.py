@@ -106,7 +106,7 @@ def initialize_scales(model: Pretrained, input_ids: torch.Tensor, cu_seqlens: to
 def convert(model: Model) -> Model:
     """The packed form of a trained binarized model, for inference.
 
-    It computes what the model does in eval mode, but for the order of fp32 sums in LayerNorm.
+    It computes what the model does in eval mode, but for the rounding of fp32.
 
     Args:
         model: what `prepare` gave, or an authors' checkpoint; stays as it is. Heads have 64 channels.

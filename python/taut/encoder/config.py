@@ -174,7 +174,7 @@ _BINARY_FIELDS = {
 
 def _binary_type(fields: Fields) -> str | None:
     """ "bibert" or "bit" if the config is of one of them."""
-    if fields.values.get("model_type") in _BINARY_FIELDS:
+    if fields.values.get("model_type") in tuple(_BINARY_FIELDS):
         return fields.values["model_type"]
     if "sym_quant_qkvo" in fields.values:
         return "bit"
