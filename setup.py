@@ -95,13 +95,18 @@ class CMakeBuild(build_ext):
 setup(
     packages=[
         "taut",
+        "taut.bench",
         "taut.encoder",
         "taut.fakes",
         "taut.ops",
         "taut.reference",
         "taut.triton_kernels",
     ],
-    package_dir={"taut": "python/taut", "taut.triton_kernels": "triton_kernels"},
+    package_dir={
+        "taut": "python/taut",
+        "taut.bench": "bench",
+        "taut.triton_kernels": "triton_kernels",
+    },
     package_data={"taut": ["py.typed"]},
     ext_modules=[Extension("taut._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

@@ -1,108 +1,171 @@
-"""Varlen attention on the CPU against torch's SDPA: a loop over sequences, and padded with a mask.
+"""Varlen attention against torch's, over the length distributions that encoders meet.
 
-The packed (total, 3, 12, head_dim) projection goes in, (total, 12, head_dim) comes out. Lengths are
-32 quantiles of a log-normal distribution of natural text. All contenders take turns in one process;
-the table gives medians.
-
-    python bench/bench_attention.py [--threads 2] [--rounds 40] [--quick] [--json FILE]
+The packed (total_tokens, 3, 12, head_dim) projection goes in, (total_tokens, 12, head_dim) comes
+out. Useful operations are 4 length^2 heads head_dim per sequence, 2.5 times that backward.
 """
 
-import argparse
-from pathlib import Path
-
 import torch
-import torch.nn.functional as F
 
 import taut
-from runner import interleaved, write_json
-from taut._native import last_variant
+from taut.registry import GPU_KERNELS, OPS
+
+from . import attention_peers as peers
+from .cases import DTYPES, Case, Work, against, size_of
+from .lengths import of_tokens
 
 HEADS = 12
-BATCH = 32
+TOKENS = {"cpu": 3072, "cuda": 32768}
+FORWARD, BACKWARD = "varlen_attention_qkvpacked", "varlen_attention_qkvpacked_backward"
 
 
-def natural_lengths() -> list[int]:
-    """Quantiles (b + 1/2) / 32 of exp(N(4.36, 0.62)), within [20, 297]; their mean is 94."""
-    normal = torch.distributions.Normal(4.36, 0.62)
-    quantiles = (torch.arange(BATCH) + 0.5) / BATCH
-    lengths = normal.icdf(quantiles).exp().round().clamp(20, 297).int().tolist()
-    return torch.tensor(lengths)[torch.randperm(BATCH)].tolist()
+def _ours(qkv, lengths, slopes) -> dict[str, peers.Forward]:
+    """taut's kernels on the device of qkv: on a GPU the native and the Triton one."""
+    cu_seqlens = peers.cu_seqlens_of(lengths, qkv.device)
+    runs = {"taut": lambda t: taut.varlen_attention_qkvpacked(t, cu_seqlens, alibi_slopes=slopes)}
+    if qkv.device.type == "cuda":
+        if GPU_KERNELS[FORWARD] == "native":
+            plan = taut.attention_plan(cu_seqlens, total_q=len(qkv))
+            runs["taut"] = lambda t: taut.varlen_attention_qkvpacked(
+                t, cu_seqlens, alibi_slopes=slopes, plan=plan
+            )
+        options = OPS[FORWARD].complete((qkv, None, cu_seqlens, None, slopes))[3:]
+        launch = OPS[FORWARD].triton_launcher
+        runs["taut triton"] = lambda t: launch(t, None, cu_seqlens, *options)[0]
+    return runs
 
 
-def contenders(lengths: list[int], head_dim: int, dtype: torch.dtype) -> dict:
-    """name -> function giving (total, heads, head_dim)."""
-    total = sum(lengths)
-    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
-    qkv = torch.randn(total, 3, HEADS, head_dim).to(dtype)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    padded = torch.zeros(BATCH, max(lengths), 3, HEADS, head_dim, dtype=dtype)
-    padded[mask] = qkv
-
-    def loop():
-        out = torch.empty(total, HEADS, head_dim, dtype=dtype)
-        begin = 0
-        for length in lengths:
-            q, k, v = qkv[begin : begin + length].permute(1, 2, 0, 3).unsqueeze(1)
-            out[begin : begin + length] = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
-            begin += length
-        return out
-
-    def pad():
-        q, k, v = padded.permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
-        return out.transpose(1, 2).contiguous()
-
-    return {
-        "taut": lambda: taut.varlen_attention_qkvpacked(qkv, cu_seqlens),
-        "sdpa_loop": loop,
-        "sdpa_padded": pad,
-        "exact": lambda: _exact(qkv.double(), lengths),
-        "unpad": lambda out: out[mask],
+def _forwards(case, qkv, lengths, slopes) -> dict[str, peers.Forward]:
+    """Those of the case's contenders that are here."""
+    device = qkv.device
+    setups = {
+        "sdpa loop": lambda: peers.loop(lengths, slopes),
+        "nested_tensor": lambda: peers.nested(lengths, device),
+        "flex_attention compiled": lambda: peers.flex(lengths, device, slopes),
+        "torch varlen_attn": lambda: peers.varlen_attn(lengths, device),
+        "flash_attn": lambda: peers.flash_attn(lengths, device, slopes),
     }
+    found = _ours(qkv, lengths, slopes)
+    for name in case.contenders:
+        if name in setups:
+            try:
+                found[name] = setups[name]()
+            except ImportError:  # older than this function
+                continue
+    return found
 
 
-def _exact(qkv, lengths):
-    parts = [F.scaled_dot_product_attention(*x.permute(1, 2, 0, 3)) for x in qkv.split(lengths)]
-    return torch.cat([p.transpose(0, 1) for p in parts])
+def build(case: Case, device: torch.device) -> Work:
+    axes = case.axes
+    lengths = of_tokens(axes["lengths"], TOKENS[device.type])
+    qkv = torch.randn(sum(lengths), 3, HEADS, axes["head_dim"], device=device)
+    qkv = qkv.to(DTYPES[case.dtype]).requires_grad_(axes["backward"])
+    slopes = None
+    if axes["alibi"]:
+        slopes = torch.tensor([2.0 ** (-8 * (h + 1) / HEADS) for h in range(HEADS)], device=device)
+    forwards = _forwards(case, qkv, lengths, slopes)
+    flops = 4 * sum(n * n for n in lengths) * HEADS * axes["head_dim"]
+    exact, plain = peers.exact(lengths, slopes), peers.loop(lengths, slopes)
+    if axes["backward"]:
+        grad = torch.randn_like(qkv[:, 0])
+        outs = {name: forward(qkv) for name, forward in forwards.items()}
+
+        def gradient(out, of=qkv, grad=grad):
+            return torch.autograd.grad(out, of, grad.to(out.dtype), retain_graph=True)[0]
+
+        wide = qkv.detach().double().requires_grad_()
+        return Work(
+            runs={name: lambda out=out: gradient(out) for name, out in outs.items()},
+            check=against(gradient(exact(wide), wide), gradient(plain(qkv))),
+            tokens=len(qkv),
+            flops=2.5 * flops,
+            bytes=2 * size_of(qkv) + 2 * size_of(grad),
+        )
+    runs = {name: lambda forward=forward: forward(qkv) for name, forward in forwards.items()}
+    padded = peers.Padded(lengths, device, slopes)
+    if "sdpa padded" in case.contenders:
+        wide = padded.pad(qkv)
+        runs["sdpa padded"] = lambda: padded(wide)
+    out = plain(qkv)
+    return Work(
+        runs=runs,
+        check=against(
+            exact(qkv), out, lambda name, out: padded.unpad(out) if name == "sdpa padded" else out
+        ),
+        tokens=len(qkv),
+        flops=flops,
+        bytes=size_of(qkv, out),
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    parser.add_argument("--quick", action="store_true", help="two rounds")
-    arguments = parser.parse_args()
-    rounds = 2 if arguments.quick else arguments.rounds
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    lengths = natural_lengths()
-    print(f"{BATCH} sequences, {sum(lengths)} tokens, longest {max(lengths)}, {HEADS} heads")
-    print(f"{'dtype':9}{'d':>4}{'taut ms':>9}{'loop':>8}{'padded':>8}{'x loop':>8}{'x padded':>9}"
-          f"{'error':>10}{'sdpa':>10}")  # fmt: skip
-    rows = []
-    with torch.inference_mode():
-        for dtype in (torch.float32, torch.bfloat16):
-            for head_dim in (32, 64):
-                run = contenders(lengths, head_dim, dtype)
-                exact, unpad = run.pop("exact")(), run.pop("unpad")
-                error = (run["taut"]().double() - exact).abs().max().item()
-                sdpa_error = (run["sdpa_loop"]().double() - exact).abs().max().item()
-                assert torch.allclose(unpad(run["sdpa_padded"]()).double(), exact, atol=0.05)
-                timings = interleaved(run, rounds)
-                ms = {name: 1e3 * timing.median for name, timing in timings.items()}
-                rows.append({
-                    "dtype": str(dtype).removeprefix("torch."), "head_dim": head_dim,
-                    "variant": last_variant("varlen_attention_qkvpacked"), **timings,
-                    "error": error, "sdpa_error": sdpa_error,
-                })  # fmt: skip
-                print(f"{rows[-1]['dtype']:9}{head_dim:4}{ms['taut']:9.2f}{ms['sdpa_loop']:8.2f}"
-                      f"{ms['sdpa_padded']:8.2f}{ms['sdpa_loop'] / ms['taut']:8.2f}"
-                      f"{ms['sdpa_padded'] / ms['taut']:9.2f}{error:10.1e}{sdpa_error:10.1e}")  # fmt: skip
-    print("variant:", rows[0]["variant"])
-    if arguments.json:
-        write_json(arguments.json, rows)
+def _case(device, lengths, head_dim, dtype, contenders, alibi=False, backward=False, quick=False):
+    return Case(
+        op=BACKWARD if backward else FORWARD,
+        text=f"{lengths}{', alibi' if alibi else ''}, {HEADS} heads of {head_dim}",
+        dtype=dtype,
+        axes={
+            "lengths": lengths,
+            "heads": HEADS,
+            "head_dim": head_dim,
+            "alibi": alibi,
+            "backward": backward,
+            **({"length": int(lengths)} if lengths.isdigit() else {}),
+        },
+        contenders=contenders,
+        build=build,
+        roof=dtype,
+        quick=quick,
+        devices=(device,),
+        mode="grad mode" if backward else "no grad mode",
+    )
 
 
-if __name__ == "__main__":
-    main()
+_CPU = ("taut", "sdpa loop", "sdpa padded")
+_GPU = ("taut", "taut triton", "sdpa loop", "sdpa padded", "torch varlen_attn",
+        "flex_attention compiled", "flash_attn")  # fmt: skip
+_CPU_LENGTHS = ("natural", "uniform 128", "uniform 512", "normal 256", "sentence pairs", "queries",
+                "64", "128", "256", "512", "1024", "2048")  # fmt: skip
+_GPU_LENGTHS = ("natural", "uniform 128", "uniform 512", "normal 256", "sentence pairs", "queries",
+                "512", "2048", "8192")  # fmt: skip
+_FLEX = ("natural", "uniform 512", "2048")
+CASES = [
+    *(
+        _case("cpu", lengths, head_dim, dtype, _CPU, quick=(lengths, head_dim) == ("natural", 64))
+        for lengths in _CPU_LENGTHS
+        for head_dim in ((32, 64) if lengths == "natural" else (64,))
+        for dtype in ("fp32", "bf16")
+    ),
+    # Compiled in ten seconds or more, or that slow: once is enough.
+    *(
+        _case("cpu", "sentence pairs", 32, dtype, (*_CPU, "nested_tensor", "flex_attention compiled"))
+        for dtype in ("fp32", "bf16")
+    ),
+    *(
+        _case("cpu", "natural", 64, dtype, ("taut", "sdpa loop"), backward=True)
+        for dtype in ("fp32", "bf16")
+    ),
+    _case("cpu", "natural", 64, "bf16", ("taut", "sdpa loop"), alibi=True),
+    *(
+        _case(
+            "cuda", lengths, head_dim, "bf16",
+            # A padded bias would not fit; varlen_attn has none, Triton's launcher no gradient, and
+            # flex_attention is compiled anew for every case.
+            tuple(
+                name
+                for name in _GPU
+                if not (name == "sdpa padded" and (backward or lengths == "8192"))
+                and not (name == "torch varlen_attn" and alibi)
+                and not (name == "taut triton" and backward)
+                and not (name.startswith("flex") and (head_dim != 64 or lengths not in _FLEX))
+            ),
+            alibi, backward, quick=(lengths, head_dim) == ("uniform 512", 64),
+        )
+        for lengths in _GPU_LENGTHS
+        for head_dim in (64, 128)
+        for alibi in (False, True)
+        for backward in (False, True)
+    ),
+]  # fmt: skip
+
+
+def test_attention(contender, replay):
+    replay(contender)

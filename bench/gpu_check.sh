@@ -1,16 +1,21 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command, for a machine without network. Installs nothing:
+# Everything that needs a GPU, in one command under 9 minutes, for a machine without network.
+# Installs nothing:
 #
-#     bench/gpu_check.sh OUT [--stages build,test,sanitize,bench] [--python PYTHON] [--force] [--dry-run]
+#     bench/gpu_check.sh OUT [--stages build,test,probe,bench,sanitize] [--python PYTHON] [--force]
+#                            [--dry-run]
 #
-# Needs nvcc, a torch with CUDA, pytest and the build's requirements (cmake, ninja, pybind11,
-# setuptools) in PYTHON. Every stage has its time limit, writes OUT/<stage>.log and ends as a line of
-# OUT/stages.jsonl; a stage that passed is not run again, unless --force. The exit status is the number
-# of stages that failed.
+# Needs nvcc, a torch with CUDA, pytest, pytest-benchmark, what taut depends on and its build's
+# requirements (cmake, ninja, pybind11, setuptools) in PYTHON. Every stage has its time limit, writes
+# OUT/<stage>.log and ends as a line of OUT/stages.jsonl. All of it is collected in
+# OUT/gpu_check.json, a record for bench/results, and OUT/gpu_check.log. Run again for what failed or
+# had no time left: a stage that passed is not repeated, unless --force, and a build or suite that was
+# cut off goes on where it stopped. The exit status is the number of stages that failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-all_stages="device build test sanitize bench"
+total=520 # seconds; collecting takes a few more
+all_stages="device build test probe bench sanitize"
 stages=$all_stages python=${PYTHON:-python3} dry_run= force= out=
 while (($#)); do
   case $1 in
@@ -35,6 +40,7 @@ done
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export TAUT_CUDA_KERNELS=native # no silent way around a library that does not load
 
 # One architecture builds in minutes. Hopper's own instructions need its "a" target.
 architecture() {
@@ -47,58 +53,109 @@ PY
 }
 
 limit_of() {
-  case $1 in device) echo 60 ;; build) echo 480 ;; test) echo 300 ;; sanitize) echo 540 ;; bench) echo 480 ;; esac
+  case $1 in device) echo 20 ;; build) echo 270 ;; test) echo 110 ;; probe) echo 30 ;; bench) echo 150 ;; sanitize) echo 120 ;; esac
 }
 
 run_device() {
   nvidia-smi
   nvcc --version
-  "$python" -c "import torch, taut.info; print(torch.cuda.get_device_name()); [print(f'{k}: {v}') for k, v in taut.info.report().items()]"
+  "$python" -c "import torch; print(torch.__version__, torch.cuda.get_device_name())"
 }
 run_build() {
   TORCH_CUDA_ARCH_LIST=$(architecture) TAUT_CUDA=1 TAUT_AMX_EMULATION=0 \
     "$python" setup.py build_ext --inplace
   ln -sfn ../../triton_kernels python/taut/triton_kernels
-  TAUT_CUDA_KERNELS=native "$python" -c "import taut"
+  ln -sfn ../../bench python/taut/bench
+  "$python" -c "import taut.info; [print(f'{k}: {v}') for k, v in taut.info.report().items()]"
 }
+# The tests of every op's native kernels, and of the Triton kernels compiled; a process per file.
 run_test() {
-  TAUT_CUDA_KERNELS=native "$python" -m pytest -q -p no:cacheprovider tests/test_cuda_library.py tests/gpu \
-    --junitxml="$out/test.xml"
-}
-run_sanitize() {
-  local tool failed=0
-  for tool in memcheck racecheck synccheck; do
-    echo "== $tool"
-    TAUT_CUDA_KERNELS=native PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 170 \
-      compute-sanitizer --tool "$tool" --error-exitcode 9 --launch-timeout 60 \
-      "$python" -m pytest -q -p no:cacheprovider tests/gpu -k small || failed=1
+  local files=(tests/gpu/test_*.py tests/test_cuda_library.py tests/simt/test_simt_gpu.py)
+  local file pids=() failed=0
+  for file in tests/test_triton*.py; do
+    [[ $file == *_compile.py ]] || files+=("$file") # which needs no GPU
+  done
+  for file in "${files[@]}"; do
+    "$python" -m pytest -q -p no:cacheprovider "$file" \
+      --junitxml="$out/test-$(basename "$file" .py).xml" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do
+    wait "$pid" || failed=1
   done
   return $failed
 }
+# Instruction rates: what the roofs of 1-bit and other products are.
+run_probe() {
+  local file name
+  for file in bench/probe_*.cu; do
+    name=$(basename "$file" .cu)
+    nvcc -O3 -std=c++17 -Icsrc -arch="sm_$(architecture | tr -d .)" "$file" -o "$out/$name.bin"
+    "$out/$name.bin" | tee "$out/$name.txt"
+  done
+}
+# The suite by stems, so that one that fails or has no time left takes no other along.
 run_bench() {
-  "$python" bench/bench_attention_gpu.py --output "$out/attention_gpu.json"
+  local stems stem failed=0
+  stems=$("$python" -c "from taut.bench.command import stems; print(*stems())")
+  for stem in $stems; do
+    [[ -e $out/bench-$stem.json ]] && continue
+    "$python" -c "from taut.cli import main; main()" bench "$stem" --quick \
+      --json "$out/bench-$stem.json" || (($? == 2)) || failed=1 # 2: none of it runs here
+  done
+  compgen -G "$out/bench-*.json" && return $failed
+}
+run_sanitize() {
+  local tool pids=() failed=0
+  for tool in memcheck racecheck synccheck; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      --launch-timeout 60 "$python" -m pytest -q -p no:cacheprovider tests/gpu -k small \
+      >"$out/sanitize-$tool.log" 2>&1 &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do
+    wait "$pid" || failed=1
+  done
+  tail -n 40 "$out"/sanitize-*.log
+  return $failed
 }
 
-failures=0
+record() { # stage, status, seconds
+  printf '{"stage": "%s", "status": %d, "seconds": %d, "commit": "%s"}\n' "$1" "$2" "$3" \
+    "$(git rev-parse HEAD 2>/dev/null)" >>"$out/stages.jsonl"
+  echo "$1: status $2"
+}
+
+[[ -n $force ]] && rm -f "$out"/bench-*.json
+failures=0 begin=$SECONDS
 for stage in $stages; do
   limit=$(limit_of "$stage")
   if [[ -z $force && -z $dry_run ]] && grep -qs "\"stage\": \"$stage\", \"status\": 0" "$out/stages.jsonl"; then
     echo "$stage: passed before"
     continue
   fi
-  echo "$stage: at most $limit s, log in $out/$stage.log"
   if [[ -n $dry_run ]]; then
+    echo "$stage: at most $limit s, log in $out/$stage.log"
     declare -f "run_$stage" | sed 's/^/    /'
     continue
   fi
-  start=$(date +%s)
+  left=$((total - (SECONDS - begin)))
+  ((limit > left)) && limit=$left
+  if ((limit < 10)); then
+    record "$stage" 124 0
+    echo "$stage: no time left; run again"
+    failures=$((failures + 1))
+    continue
+  fi
+  echo "$stage: at most $limit s, log in $out/$stage.log"
+  start=$SECONDS
   export -f "run_$stage" architecture
   export python out
-  timeout --kill-after=10 "$limit" bash -uo pipefail -ec "run_$stage" >"$out/$stage.log" 2>&1
+  timeout --kill-after=5 "$limit" bash -O nullglob -uo pipefail -ec "run_$stage" \
+    >"$out/$stage.log" 2>&1
   status=$?
-  printf '{"stage": "%s", "status": %d, "seconds": %d, "commit": "%s"}\n' "$stage" "$status" \
-    "$(($(date +%s) - start))" "$(git rev-parse HEAD 2>/dev/null)" >>"$out/stages.jsonl"
-  echo "$stage: status $status"
+  record "$stage" "$status" $((SECONDS - start))
   ((status == 0)) || failures=$((failures + 1))
 done
+[[ -n $dry_run ]] || python3 bench/gpu_record.py "$out" || failures=$((failures + 1))
 exit "$failures"

@@ -1,75 +1,136 @@
-"""Timing shared by the benchmarks: contenders take turns in one process; medians and spread."""
+"""Measures the contenders of a case: each result checked, all of them timed in turns.
 
-import json
-import platform
-import statistics
+A round calls every contender once, or as often as fills a slice of time; the order is reversed
+every other round. So a noisy moment meets all of them, and their medians can be compared.
+"""
+
+import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 
-import taut
-from taut._native import libraries
+from .cases import MODES, Case, Unavailable, Work
+
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
+SLICE, MOST_CALLS = 5e-4, 1000  # seconds: short calls are timed together
+SLOWEST = 8  # a peer whose one call takes this many times a contender's share is left out
+FLUSH_BYTES = 1 << 28  # larger than any L2
+Timer = Callable[[Callable[[], object], int], float]
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one contender over all rounds."""
+@dataclass
+class Outcome:
+    """What became of one contender: its rounds' seconds per call, or why there are none."""
 
-    median: float
-    low: float
-    high: float
+    seconds: list[float] = field(default_factory=list)
+    facts: dict = field(default_factory=dict)
+    failure: str | None = None
+    skipped: str | None = None
+
+    @property
+    def correct(self) -> bool:
+        return self.facts["error"] <= self.facts["allowed_error"]
+
+
+def host_timer(clock: Callable[[], float] = time.perf_counter) -> Timer:
+    """Seconds per call, on the host's clock."""
+
+    def seconds(run, calls):
+        begin = clock()
+        for _ in range(calls):
+            run()
+        return (clock() - begin) / calls
+
+    return seconds
+
+
+def cuda_timer() -> Timer:
+    """Seconds per call between two events of the GPU, L2 overwritten before each call.
+
+    The host runs ahead while the GPU overwrites, so the launch itself is not waited for.
+    """
+    flushed = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+
+    def seconds(run, calls):
+        total = 0.0
+        for _ in range(calls):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            flushed.zero_()
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            total += begin.elapsed_time(end) / 1e3
+        return total / calls
+
+    return seconds
 
 
 def interleaved(
-    contenders: dict[str, Callable[[], object]],
-    rounds: int,
-    between: Callable[[], object] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Timing]:
-    """Time every contender `rounds` times, in turns, the order reversed every other round.
+    runs: dict[str, Callable[[], object]], timer: Timer, share: float, once: dict[str, float]
+) -> dict[str, list[float]]:
+    """Seconds per call of every round of every contender.
 
-    One untimed call of each comes first. `between` runs, untimed, before every timed call.
+    share: seconds that each may take in all, as far as FEWEST_ROUNDS allow. Slow contenders sit out
+        rounds, evenly spread, instead of keeping the others waiting.
+    once: seconds of a call of each, roughly.
     """
-    for run in contenders.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_index in range(rounds):
-        names = list(contenders)
-        for name in names if round_index % 2 == 0 else reversed(names):
-            if between is not None:
-                between()
-            start = clock()
-            contenders[name]()
-            seconds[name].append(clock() - start)
-    return {
-        name: Timing(statistics.median(times), min(times), max(times))
-        for name, times in seconds.items()
-    }
+    calls, wanted = {}, {}
+    for name in runs:
+        call = max(once[name], 1e-9)
+        calls[name] = min(math.ceil(SLICE / call), MOST_CALLS)
+        rounds = share / (call * calls[name])
+        wanted[name] = int(min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    total = max(wanted.values(), default=0)
+    for i in range(total):
+        names = list(runs) if i % 2 == 0 else list(reversed(runs))
+        for name in names:
+            if (i + 1) * wanted[name] // total > i * wanted[name] // total:
+                seconds[name].append(timer(runs[name], calls[name]))
+    return seconds
 
 
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+def measure(
+    case: Case,
+    device: torch.device,
+    timer: Timer,
+    share: float,
+    variant_of: Callable[[str], str | None] = lambda op: None,
+) -> tuple[dict[str, Outcome], Work | None]:
+    """Every contender of a case, and the work they did.
 
-
-def environment() -> dict[str, object]:
-    """What a result must say about where it was measured."""
-    module = libraries.module
-    return {
-        "cpu": _cpu_name(),
-        "isa": module.active_isa() if module else None,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "taut": taut.__version__,
-    }
-
-
-def write_json(path: Path, rows: list[dict]) -> None:
-    """{"environment": ..., "rows": [...]}; Timing values become dicts."""
-    plain = [{k: asdict(v) if isinstance(v, Timing) else v for k, v in row.items()} for row in rows]
-    path.write_text(json.dumps({"environment": environment(), "rows": plain}, indent=1) + "\n")
+    A contender of ours that raises is a failure; a peer that raises, or that one call of takes too
+    long, is skipped with the reason.
+    """
+    torch.manual_seed(0)
+    outcomes = {name: Outcome() for name in case.contenders}
+    with MODES[case.mode]():
+        try:
+            work = case.build(case, device)
+        except Unavailable as error:
+            return {name: Outcome(skipped=str(error)) for name in outcomes}, None
+        timed, once = {}, {}
+        for name, outcome in outcomes.items():
+            if name not in work.runs:
+                outcome.skipped = "not available here"
+                continue
+            ours = name.startswith("taut")
+            try:
+                outcome.facts = dict(work.check(name, work.runs[name]()))
+            except Exception as error:
+                cause = f"{type(error).__name__}: {str(error)[:300]}"
+                setattr(outcome, "failure" if ours else "skipped", cause)
+                continue
+            if ours:
+                outcome.facts["variant"] = variant_of(work.ops.get(name, case.op))
+            once[name] = timer(work.runs[name], 1)
+            if not ours and once[name] > SLOWEST * share:
+                outcome.skipped = f"one call takes {once[name]:.2g} s"
+            else:
+                timed[name] = work.runs[name]
+        for name, seconds in interleaved(timed, timer, share, once).items():
+            outcomes[name].seconds = seconds
+    return outcomes, work

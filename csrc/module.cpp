@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/probe.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts, CPU instruction sets, and which kernel variant each op last ran.";
@@ -29,4 +30,9 @@ PYBIND11_MODULE(_C, m) {
         return variants;
       },
       "{op: 'isa' or 'isa/path'} of each op's last call on the native CPU library.");
+  m.def(
+      "probe", &taut::probe, pybind11::arg("kind"), pybind11::arg("units"),
+      pybind11::call_guard<pybind11::gil_scoped_release>(),
+      "Runs `units` blocks of fp32, bf16, int8 or popcount arithmetic with the active instruction "
+      "set on one thread; returns the operations of one block.");
 }

@@ -67,7 +67,7 @@ def test_file_budget():
 
 def test_imports_and_runs_without_native_library(tmp_path):
     """The package works on its reference alone, silent at import, warning once at first use."""
-    ignore = shutil.ignore_patterns("*.so", "__pycache__", "triton_kernels")
+    ignore = shutil.ignore_patterns("*.so", "__pycache__", "bench", "triton_kernels")
     shutil.copytree(ROOT / "python/taut", tmp_path / "taut", ignore=ignore)
     code = (
         "import warnings, torch\n"

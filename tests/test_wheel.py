@@ -8,7 +8,8 @@ import check_wheel
 def test_wheel_installs_and_works_in_a_fresh_environment(tmp_path):
     wheel = check_wheel.build(tmp_path)
     names = zipfile.ZipFile(wheel).namelist()
-    for needed in ("taut/libtaut_cpu.so", "taut/py.typed", "taut/triton_kernels/attention.py"):
+    for needed in ("taut/libtaut_cpu.so", "taut/py.typed", "taut/bench/runner.py",
+                   "taut/triton_kernels/attention.py"):  # fmt: skip
         assert needed in names, names
     assert any("LICENSE" in name for name in names)
     assert "torch 2.13.0" in check_wheel.check(wheel, "2.13.0", tmp_path)

@@ -122,6 +122,24 @@ def quantize(
 
 
 @app.command()
+def bench(
+    ops: Annotated[
+        list[str] | None, typer.Argument(help="Ops, their files' stems, or encode [default: all].")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases and rounds.")] = False,
+    json: Annotated[Path | None, typer.Option(help="File to write the record to.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="Earlier record; exit 1 if anything got slower.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Report with plots to write, one file.")] = None,
+) -> None:
+    """Measure every op beside what else there is for the job, with its error."""
+    from taut.bench.command import run
+
+    raise typer.Exit(run(ops or [], quick, json, compare, html))
+
+
+@app.command()
 def binarize(
     model: Annotated[str, typer.Argument(help="BiBERT or BiT: directory or model id.")],
     output: Annotated[Path, typer.Option(help="Directory to write; must not exist yet.")],

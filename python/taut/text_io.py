@@ -130,10 +130,15 @@ def check_output(path: Path, source: str) -> None:
     """Refuse, before any work, an output that could not be written at the end, or is the input."""
     if path.suffix not in _WRITERS:
         raise InputError(f"output must end in {', '.join(OUTPUT_FORMATS)}, got {path.name!r}")
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a directory")
     if path.exists() and os.path.exists(source) and path.samefile(source):
         raise InputError(f"cannot write {path}: it is the input")
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Refuse, before any work, a file that could not be written at the end."""
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a directory")
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass

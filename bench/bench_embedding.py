@@ -1,0 +1,63 @@
+"""Word, position and type rows, summed and normalised in one pass, against torch's calls."""
+
+import torch
+from torch.nn import functional
+
+import taut
+
+from .cases import DTYPES, Case, Work, against, size_of
+from .lengths import of_tokens
+
+TOKENS = {"cpu": 3072, "cuda": 32768}
+VOCABULARY, POSITIONS, EPS = 30522, 512, 1e-12
+
+
+def build(case: Case, device: torch.device) -> Work:
+    columns = case.axes["columns"]
+    lengths = of_tokens(case.axes["lengths"], TOKENS[device.type])
+    positions = torch.cat([torch.arange(n) for n in lengths]).to(device)
+    ids = torch.randint(VOCABULARY, positions.shape, device=device)
+    types = torch.zeros_like(ids)
+    word, position, token_type, norm = (
+        torch.randn(rows, columns, device=device).to(DTYPES[case.dtype])
+        for rows in (VOCABULARY, POSITIONS, 2, 2)
+    )
+
+    def plain(word, position, token_type, norm):
+        total = functional.embedding(ids, word) + functional.embedding(positions, position)
+        total = total + functional.embedding(types, token_type)
+        return functional.layer_norm(total, (columns,), norm[0], norm[1], EPS)
+
+    tables = (word, position, token_type, norm)
+    out = plain(*tables)
+    return Work(
+        runs={
+            "taut": lambda: taut.embed_layer_norm(
+                ids, word, positions=positions, position=position, token_type_ids=types,
+                token_type=token_type, weight=norm[0], norm_bias=norm[1], eps=EPS,
+            ),
+            "torch": lambda: plain(*tables),
+        },
+        check=against(plain(*(t.double() for t in tables)), out),
+        tokens=len(ids),
+        bytes=3 * size_of(ids) + 4 * size_of(out),
+    )  # fmt: skip
+
+
+CASES = [
+    Case(
+        op="embed_layer_norm",
+        text=f"natural, {columns} columns",
+        dtype=dtype,
+        axes={"lengths": "natural", "columns": columns},
+        contenders=("taut", "torch"),
+        build=build,
+        quick=columns == 768,
+    )
+    for dtype in ("fp32", "bf16")
+    for columns in (384, 768)
+]
+
+
+def test_embedding(contender, replay):
+    replay(contender)

@@ -1,0 +1,112 @@
+"""What a benchmark is made of: cases, and the work that a case builds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MODES = {
+    "grad mode": torch.enable_grad,
+    "no grad mode": torch.no_grad,
+    "inference mode": torch.inference_mode,
+}
+
+
+class Unavailable(Exception):
+    """Raised by `Case.build` where something that the whole case needs is missing."""
+
+
+@dataclass
+class Work:
+    """What the contenders of a case compute, on tensors that `Case.build` has made.
+
+    runs: {contender: one call of it}. A contender that cannot be set up here is left out.
+    check: (contender, what its call gave) -> {"error", "allowed_error", anything else to record}.
+    tokens, flops, bytes: of one call, from real tokens; a multiply-add counts 2, bytes are each
+        operand and result once.
+    ops: {contender of taut: the op it runs}, where that is not the case's own.
+    own: {contender: {"axes", "dtype", "roof"}}, as far as they differ from those of the case.
+    """
+
+    runs: dict[str, Callable[[], object]]
+    check: Callable[[str, object], dict]
+    tokens: int
+    flops: float = 0
+    bytes: float = 0
+    ops: dict[str, str] = field(default_factory=dict)
+    own: dict[str, dict] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A group of contenders that do the same work; those named "taut..." are ours.
+
+    roof: the probe that its flops are held against; None for work that memory bounds.
+    devices: where it runs. mode: of autograd, a key of MODES. share: how many times the usual time
+        a contender may take.
+    """
+
+    op: str
+    text: str
+    dtype: str
+    axes: dict
+    contenders: tuple[str, ...]
+    build: Callable[["Case", torch.device], Work]
+    roof: str | None = None
+    quick: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    mode: str = "no grad mode"
+    share: float = 1.0
+
+    @property
+    def group(self) -> str:
+        return f"{self.op} | {self.text} | {self.dtype}"
+
+
+def largest_difference(out: torch.Tensor, exact: torch.Tensor) -> float:
+    """Of whole numbers, which may be words of bits, how many differ. NaN where the shapes differ or
+    a number is not finite: no error is allowed to be that."""
+    if out.shape != exact.shape:
+        return float("nan")
+    if not exact.is_floating_point():
+        return float((out != exact).sum())
+    return (out.double() - exact.double()).abs().max().item()
+
+
+def allowed_error(plain: torch.Tensor, exact: torch.Tensor) -> float:
+    """Twice what the same maths in plain torch errs at its dtype, and 4 ulp of the largest value."""
+    ulp = torch.finfo(plain.dtype).eps if plain.is_floating_point() else 0.0
+    return 2 * largest_difference(plain, exact) + 4 * ulp * exact.double().abs().max().item()
+
+
+def against(
+    exact: torch.Tensor,
+    plain: torch.Tensor | dict[str, torch.Tensor],
+    result: Callable[[str, object], torch.Tensor] = lambda name, out: out,
+) -> Callable[[str, object], dict]:
+    """A `Work.check`: the largest difference to `exact`, held against that of `plain`.
+
+    plain: the same maths in plain torch; a dict where contenders differ in it, its key "" for those
+        it does not name. result: what brings a contender's output to the layout of `exact`.
+    """
+    plains = plain if isinstance(plain, dict) else {"": plain}
+    allowed = {name: allowed_error(p, exact) for name, p in plains.items()}
+
+    def check(name: str, out: object) -> dict:
+        error = largest_difference(result(name, out), exact)
+        return {"error": error, "allowed_error": allowed.get(name, allowed.get(""))}
+
+    return check
+
+
+def by_name(
+    checks: dict[str, Callable[[str, object], dict]],
+) -> Callable[[str, object], dict]:
+    """A `Work.check` for contenders that must give different things; key "" for those not named."""
+    return lambda name, out: checks.get(name, checks.get(""))(name, out)
+
+
+def size_of(*tensors: torch.Tensor) -> int:
+    """Bytes of all of them."""
+    return sum(t.numel() * t.element_size() for t in tensors)

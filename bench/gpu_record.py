@@ -1,0 +1,82 @@
+"""What bench/gpu_check.sh left in a folder as one record and one log:  gpu_record.py OUT
+
+gpu_check.json is the suite's record, its parts joined, with "gpu_check" beside: the stages, what the
+tests said, what the probes printed. It needs nothing but Python: a stage may have failed for want of
+the rest.
+"""
+
+import json
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+
+def _stages(folder: Path) -> dict[str, dict]:
+    """The last line of each stage."""
+    lines = (folder / "stages.jsonl").read_text().splitlines()
+    return {stage["stage"]: stage for stage in map(json.loads, lines)}
+
+
+def _tests(folder: Path) -> dict[str, dict]:
+    """Of every file of tests: how many passed and were skipped, and the names of those that failed."""
+    found = {}
+    for file in sorted(folder.glob("test-*.xml")):
+        cases = list(ElementTree.parse(file).iter("testcase"))
+        kinds = [{child.tag for child in case} for case in cases]
+        failed = [
+            case.get("name")
+            for case, kind in zip(cases, kinds, strict=True)
+            if kind & {"failure", "error"}
+        ]
+        skipped = sum("skipped" in kind for kind in kinds)
+        found[file.stem.removeprefix("test-")] = {
+            "passed": len(cases) - skipped - len(failed),
+            "skipped": skipped,
+            "failed": failed,
+        }
+    return found
+
+
+def _suite(folder: Path) -> dict:
+    """The records of single stems joined; roofs are the best that any of their runs reached."""
+    parts = [json.loads(file.read_text()) for file in sorted(folder.glob("bench-*.json"))]
+    if not parts:
+        return {"machine_info": {"device": "unknown-gpu"}, "commit_info": {}, "datetime": "",
+                "benchmarks": []}  # fmt: skip
+    joined = parts[0]
+    for part in parts[1:]:
+        joined["benchmarks"] += part["benchmarks"]
+        roofs = joined["machine_info"].setdefault("roofs", {})
+        for name, rate in part["machine_info"].get("roofs", {}).items():
+            roofs[name] = max(rate, roofs.get(name, 0))
+        if "failures" in part:
+            joined.setdefault("failures", {}).update(part["failures"])
+    return joined
+
+
+def _probe(text: str) -> object:
+    """The JSON that a probe prints, or what it printed before it failed."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    document = _suite(folder)
+    document["gpu_check"] = {
+        "stages": _stages(folder),
+        "tests": _tests(folder),
+        "probes": {f.stem: _probe(f.read_text()) for f in sorted(folder.glob("probe_*.txt"))},
+    }
+    (folder / "gpu_check.json").write_text(json.dumps(document, indent=1) + "\n")
+    with (folder / "gpu_check.log").open("w") as log:
+        for stage in document["gpu_check"]["stages"]:
+            file = folder / f"{stage}.log"
+            text = file.read_text(errors="replace") if file.exists() else "did not run\n"
+            log.write(f"==== {stage}\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()

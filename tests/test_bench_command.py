@@ -1,0 +1,280 @@
+"""taut bench: what it refuses, prints, compares and writes; once with the real suite."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+import bench_records
+from bench_records import scaled
+from taut.bench import command, performance, record, table
+from taut.bench.compare import changes
+from taut.text_io import InputError
+
+TAUT = lambda extra: extra["role"] == "taut"  # noqa: E731
+NORM = lambda extra: extra["op"] == "layer_norm" and extra["role"] == "taut"  # noqa: E731
+
+
+@pytest.fixture
+def old():
+    return bench_records.document()
+
+
+def regressed(old, new):
+    found = changes(record.parse(old), record.parse(new))
+    return [f"{c.row.group}, {c.row.contender}" for c in found if c.regressed]
+
+
+# ---- compare
+
+
+def test_an_op_that_got_slower_is_found(old):
+    assert regressed(old, old) == []
+    assert regressed(old, scaled(old, 1.3, NORM)) == [
+        "layer_norm | 512 x 768 | fp32, taut", "layer_norm | 4096 x 768 | fp32, taut"
+    ]  # fmt: skip
+    assert regressed(old, scaled(old, 1.04, NORM)) == [], "5 % are always noise"
+    assert regressed(old, scaled(old, 0.5, NORM)) == [], "faster"
+
+
+def test_a_machine_that_got_slower_is_no_regression(old):
+    slower = scaled(old, 1.5)
+    assert regressed(old, slower) == []
+    assert len(regressed(old, scaled(slower, 1.3, NORM))) == 2
+    assert len(regressed(old, scaled(old, 1 / 1.5, lambda e: e["role"] == "peer"))) == len(
+        [b for b in old["benchmarks"] if TAUT(b["extra_info"])]
+    ), "the machine got faster, taut did not"
+
+
+def test_a_peer_of_another_version_says_nothing_of_the_machine(old):
+    new = scaled(old, 0.5, lambda e: e["role"] == "peer")
+    for benchmark in new["benchmarks"]:
+        if benchmark["extra_info"]["role"] == "peer":
+            benchmark["extra_info"]["peer_version"] = "torch 2.14.0"
+    assert regressed(old, new) == []
+
+
+def test_roofs_stand_in_for_missing_peers(old):
+    old["benchmarks"] = [b for b in old["benchmarks"] if TAUT(b["extra_info"])]
+    slower = scaled(old, 1.5)
+    assert len(regressed(old, slower)) == len(old["benchmarks"])
+    slower["machine_info"]["roofs"] = {k: v / 1.5 for k, v in bench_records.ROOFS.items()}
+    assert regressed(old, slower) == []
+
+
+def test_what_the_spread_covers_is_noise(old):
+    new = scaled(old, 1.3, NORM)
+    for benchmark in new["benchmarks"]:
+        benchmark["stats"]["iqr"] = 0.4 * benchmark["stats"]["median"]
+    assert regressed(old, new) == []
+
+
+@pytest.mark.parametrize("name, value", [("device", "other-4-cores"), ("threads", 4)])
+def test_other_machines_are_refused(old, name, value):
+    new = bench_records.document()
+    new["machine_info"][name] = value
+    with pytest.raises(InputError, match=f"cannot compare: the old record has {name} .*{value}"):
+        regressed(old, new)
+
+
+def test_records_without_a_common_case_are_refused(old):
+    new = bench_records.document()
+    old["benchmarks"], new["benchmarks"] = old["benchmarks"][:9], new["benchmarks"][-9:]
+    with pytest.raises(InputError, match="none of the cases"):
+        regressed(old, new)
+
+
+# ---- the table
+
+
+def printed(document):
+    console = Console(file=io.StringIO(), width=140)
+    command.show(record.parse(document), console)
+    return console.file.getvalue()
+
+
+def test_the_table_says_everything_once(old):
+    text = printed(old)
+    for needed in ("varlen_attention", "sdpa padded", "298 GFLOP/s", "68 %", "30.0 GB/s",
+                   "25 300 tokens/s", "2.00 x", "1.0e-06", "2.0 %"):  # fmt: skip
+        assert needed in text, needed
+    assert text.count("openvino, ctranslate2") == 1
+    assert text.count("constant 512, 12 heads, d=64") == 2, "once per group, for fp32 and bf16"
+
+
+def test_failures_are_told(old):
+    old["failures"] = {"bench_norm.py::test_norm[x]": "taut is wrong [its error is 3]"}
+    assert "FAILED bench_norm.py::test_norm[x]: taut is wrong [its error is 3]" in printed(old)
+
+
+def test_what_is_measured_across_ops_has_a_table_of_its_own(old):
+    overhead = bench_records.benchmark(
+        "overhead", "layer_norm", "layer_norm, grad mode", "fp32", "taut", 4e-6
+    )
+    old["benchmarks"].append(overhead)
+    text = printed(old)
+    assert text.index("layer_norm, grad mode") > text.index("\noverhead")
+    assert "250 000 calls/s" in text
+
+
+def test_a_peer_is_held_against_what_is_as_exact(old):
+    (group,) = (g for name, g in record.parse(old).groups().items() if "sorted" in name)
+    by_name = {row.contender: row for row in group}
+    int8, bf16 = by_name["onnxruntime int8"], by_name["transformers bf16"]
+    assert record.advantage(int8, group) == pytest.approx(25300 / 8100)  # not ternary's
+    assert record.advantage(bf16, group) == pytest.approx(17500 / 2390)
+
+
+@pytest.mark.parametrize(
+    "value, text", [(2.5, "2.50 s"), (0.0321, "32.1 ms"), (4.56e-5, "45.6 us"), (1e-9, "0.00 us")]
+)
+def test_seconds(value, text):
+    assert table.seconds(value) == text
+
+
+# ---- the command
+
+
+def taut(*arguments, before="", **environment):
+    code = f"{before}\nfrom taut.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "bench", *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_an_unknown_op_is_wrong_use():
+    result = taut("nrm")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "no benchmark of 'nrm'; there is" in result.stderr and "layer_norm" in result.stderr
+
+
+NO_CHECKPOINT = """
+import taut.demo
+from taut.text_io import InputError
+def nothing():
+    raise InputError("no checkpoint here")
+taut.demo.default_model = nothing
+"""
+
+
+@pytest.mark.parametrize(
+    "stem, before, options, cause",
+    [
+        ("overhead", "", "--device=cuda", "no benchmark of overhead for this device"),
+        ("encode", NO_CHECKPOINT, "", "nothing can be measured here: no checkpoint here"),
+    ],
+)
+def test_a_stem_that_cannot_run_here_is_wrong_use(stem, before, options, cause):
+    """As bench/gpu_check.sh expects."""
+    result = taut(stem, "--quick", before=before, PYTEST_ADDOPTS=options)
+    assert result.returncode == 2, result.stderr
+    *progress, last = result.stderr.splitlines()
+    assert last == f"taut: {cause}" and all(" | " in line for line in progress)
+
+
+def test_wrong_use_is_told_before_anything_is_measured(tmp_path):
+    with pytest.raises(InputError, match="cannot write"):
+        command.run(["norm"], True, tmp_path / "none" / "x.json", None, None)
+    with pytest.raises(InputError, match="cannot read"):
+        command.run(["norm"], True, None, tmp_path / "none.json", None)
+    for text in ("{", "[]", '{"benchmarks": [{}]}', '{"benchmarks": []}'):
+        (tmp_path / "old.json").write_text(text)
+        with pytest.raises(InputError, match="is no record of taut bench"):
+            command.run(["norm"], True, None, tmp_path / "old.json", None)
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs pytest.*pip install 'taut\[bench\]'"):
+        command.run([], True, None, None, None)
+
+
+# CPU time of one thread, which other work on the machine hardly changes.
+CPU_TIME = {"PYTEST_ADDOPTS": "--cpu-time"}
+SIX_TIMES = """
+import taut
+once = taut.layer_norm
+def slow(*args, **options):
+    for _ in range(5):
+        once(*args, **options)
+    return once(*args, **options)
+taut.layer_norm = slow
+"""
+WRONG = """
+import taut
+right = taut.layer_norm
+taut.layer_norm = lambda *args, **options: right(*args, **options) + 1
+"""
+
+
+def test_a_slowed_down_op_is_caught(tmp_path):
+    """The real suite, twice; the second time every call of one op does its work six times."""
+    first = taut("layer_norm", "--quick", "--json", tmp_path / "old.json", **CPU_TIME)
+    assert first.returncode == 0, first.stderr
+    assert "layer_norm | " in first.stderr and "torch" in first.stdout
+    document = json.loads((tmp_path / "old.json").read_text())
+    assert {b["extra_info"]["op"] for b in document["benchmarks"]} == {"layer_norm"}
+    assert not any("data" in b["stats"] for b in document["benchmarks"])
+    second = taut("layer_norm", "--quick", "--compare", tmp_path / "old.json",
+                  before=SIX_TIMES, **CPU_TIME)  # fmt: skip
+    assert second.returncode == 1, second.stdout + second.stderr
+    assert "SLOWER layer_norm | " in second.stdout and "Traceback" not in second.stderr
+
+
+def test_a_wrong_op_is_caught_and_not_shown(tmp_path):
+    result = taut("layer_norm", "--quick", "--json", tmp_path / "new.json", before=WRONG,
+                  **CPU_TIME)  # fmt: skip
+    assert result.returncode == 1
+    assert "taut is wrong: its error is" in result.stdout
+    document = json.loads((tmp_path / "new.json").read_text())
+    assert document["failures"]
+    assert {b["extra_info"]["contender"] for b in document["benchmarks"]} == {"torch"}
+
+
+# ---- PERFORMANCE.md
+
+
+def test_performance_md_is_what_the_records_say():
+    written = performance.OUTPUT.read_text(encoding="utf-8")
+    assert written == performance.text(performance.RESULTS), "python -m taut.bench.performance"
+
+
+def test_performance_of_a_record(tmp_path, old):
+    (tmp_path / "made-up-2-cores.json").write_text(json.dumps(old))
+    text = performance.text(tmp_path)
+    for needed in (
+        "## made-up-2-cores (Made-up CPU)",
+        "2026-11-21 09:30, commit 0123456789ab",
+        "| `packed_linear` | bf16 | 3 | 400 GFLOP/s | 91 % | 0.98 x onednn prepacked",
+        "| **taut w8a8** | 25 300 | 2.0 % |  | 0.9993 | 0.9986 | 23.1 |",
+        "Peers not installed: openvino, ctranslate2.",
+    ):
+        assert needed in text, needed
+
+
+def test_what_never_ran_is_what_no_row_names(tmp_path, old):
+    def never_ran(variant, device):
+        for benchmark in old["benchmarks"]:
+            extra = benchmark["extra_info"]
+            if extra["role"] == "taut" and extra["op"] == "varlen_attention":
+                extra.update(variant=variant, device=device)
+        (tmp_path / "a.json").write_text(json.dumps(old))
+        lines = performance.text(tmp_path).split("## Never ran")[1].splitlines()
+        rows = [
+            line.split(" | ") for line in lines if line.startswith("| C") or "Triton on" in line
+        ]
+        return {row[0].strip("| "): (int(row[2]), row[3]) for row in rows}
+
+    found = never_ran("avx512_bf16", "cpu")
+    assert all(ran == 0 and "all of them" in names for ran, names in found.values())
+    assert never_ran("amx_emulated", "cpu")["CPU, AMX"][0] == 0
+    ran, names = never_ran("amx/tiles", "cpu")["CPU, AMX"]
+    assert ran == 1 and "`varlen_attention`" not in names and "`packed_linear`" in names
+    assert never_ran("native", "cuda")["CUDA"][0] == 1
+    assert never_ran("triton", "cuda")["Triton on a GPU"][0] == 1
+    assert never_ran(None, "cuda")["Triton on a GPU"][0] == 1
