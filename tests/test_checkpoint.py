@@ -281,7 +281,9 @@ def test_a_head_that_is_not_there(saved):
 
 def test_unknown_architecture(saved):
     edit_config(saved, model_type="gpt_neox")
-    with pytest.raises(ValueError, match="model_type must be one of .*jina_bert, got 'gpt_neox'"):
+    with pytest.raises(
+        ValueError, match="model_type must be one of .*jina_bert, bibert, bit, got 'gpt_neox'"
+    ):
         taut.Encoder.from_pretrained(saved)
 
 

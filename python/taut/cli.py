@@ -140,11 +140,40 @@ def bench(
 
 
 @app.command()
-def info() -> None:
-    """Versions, instruction sets, and which native libraries loaded or why not."""
-    from taut.info import report
+def binarize(
+    model: Annotated[str, typer.Argument(help="BiBERT or BiT: directory or model id.")],
+    output: Annotated[Path, typer.Option(help="Directory to write; must not exist yet.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Checkpoint whose tokenizer.json to take [default: MODEL].")
+    ] = None,
+) -> None:
+    """Write MODEL, whose latent weights are floats, over packed bits, whole or not at all."""
+    from taut.binarize_command import run
 
-    for name, value in report().items():
+    run(model, output, tokenizer)
+
+
+@app.command()
+def info(
+    model: Annotated[
+        str | None, typer.Argument(help="Checkpoint directory or model id.", show_default=False)
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the text that is counted.")] = 128,
+) -> None:
+    """Size and FLOPs of MODEL; without one, versions, instruction sets, and which native libraries
+    loaded or why not."""
+    if model is None:
+        from taut.info import report
+
+        facts = report()
+    else:
+        from taut.accounting import report
+
+        try:
+            facts = report(model, tokens)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot account for {model}: {error}") from None
+    for name, value in facts.items():
         typer.echo(f"{name:<20} {value}")
 
 

@@ -1,5 +1,7 @@
 """The module that holds a low-bit weight."""
 
+from typing import ClassVar
+
 import torch
 from torch.nn import functional
 
@@ -9,10 +11,51 @@ from taut.ops.dense_gemm import pack_weight, packed_linear
 from taut.ops.lowbit_gemm import lowbit_linear, lowbit_linear_layer_norm, lowbit_linear_quantize
 from taut.ops.norm import layer_norm
 from taut.ops.quantize import kronecker, layer_norm_quantize, quantize_per_token
+from taut.reference._check import readable
 from taut.reference.quantize import hadamard_transform
 
 
-class LowbitLinear(torch.nn.Module):
+class PackedModule(torch.nn.Module):
+    """A module whose buffers keep their dtypes with `.to(dtype)`. What it makes of them at first use
+    is no part of its state, and is forgotten when they move or change."""
+
+    MADE_AT_FIRST_USE: ClassVar[dict] = {}  # attribute -> what it is before
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.__dict__.update(self.MADE_AT_FIRST_USE)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, **self.MADE_AT_FIRST_USE}
+
+    def _load_from_state_dict(self, *args):
+        self._forget()
+        super()._load_from_state_dict(*args)
+
+    def _apply(self, fn, recurse=True):
+        self._forget()
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            moved = getattr(self, name)
+            if value is not None and moved.dtype != value.dtype:
+                setattr(self, name, value.to(moved.device))
+        return self
+
+
+def rows_of(ids: torch.Tensor, *tables: torch.Tensor) -> list[torch.Tensor]:
+    """The rows of packed tables for token ids, which are checked where the host can read them."""
+    rows = tables[0].shape[0]
+    if readable(ids) and ids.numel() and not (0 <= ids.min() and ids.max() < rows):
+        value = int(next(i for i in ids.tolist() if not 0 <= i < rows))
+        raise ValueError(f"input_ids must be in [0, {rows}), got {value}")
+    return [table.index_select(0, ids) for table in tables]
+
+
+class LowbitLinear(PackedModule):
     """A linear layer over a low-bit weight; for inference.
 
     Before its activations are quantized, an input x becomes
@@ -37,6 +80,12 @@ class LowbitLinear(torch.nn.Module):
         low_rank: (out_features, rank) and (rank, in_features): their product is added to the weight
             (LQ-LoRA). Both additions see x as it came, and are computed in fp32.
     """
+
+    MADE_AT_FIRST_USE: ClassVar[dict] = {
+        "_weight": None,
+        "_low_rank": None,
+        "_migrated": (None, None),
+    }
 
     def __init__(
         self,
@@ -79,27 +128,6 @@ class LowbitLinear(torch.nn.Module):
         }
         for name, value in buffers.items():
             self.register_buffer(name, None if value is None else value.contiguous())
-        self._forget()
-
-    def _forget(self) -> None:
-        self._weight, self._low_rank, self._migrated = None, None, (None, None)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_weight": None, "_low_rank": None, "_migrated": (None, None)}
-
-    def _apply(self, fn, recurse=True):
-        self._forget()
-        before = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, value in before.items():
-            moved = getattr(self, name)
-            if moved.dtype != value.dtype:
-                setattr(self, name, value.to(moved.device))
-        return self
-
-    def _load_from_state_dict(self, *args):
-        self._forget()
-        super()._load_from_state_dict(*args)
 
     def extra_repr(self) -> str:
         return (

@@ -26,6 +26,7 @@ class Architecture:
         masked_lm_activation: in the masked-LM head; None takes the encoder's.
         position_offset: position 0 is row pad_token_id + 1 of the table.
         positions: there is a position table; else `alibi`.
+        binarization: "bibert" or "bit" (`binary.py`), or None.
     """
 
     prefix: str
@@ -43,6 +44,7 @@ class Architecture:
     relative_bias: bool = False
     shared_layers: bool = False
     projection: str = "never"  # of the embeddings: never, always, or when sizes "differ"
+    binarization: str | None = None
 
 
 # Masked-LM heads keep their bias under two names; where the decoder is tied, files may hold the
@@ -78,6 +80,20 @@ _GLU = {
 }
 _BERT_NAMES = {**_EMBEDDINGS, **_QKV, **_ATTENTION_OUTPUT, **_FFN}
 
+_PROJECTIONS = {
+    f"layers.{{}}.{name}": f"encoder.layer.{{}}.attention.self.{name}"
+    for name in ("query", "key", "value")
+}
+_BIBERT_NAMES = {**_EMBEDDINGS, **_PROJECTIONS, **_ATTENTION_OUTPUT, **_FFN}
+_BIT_NAMES = {
+    **_BIBERT_NAMES,
+    "layers.{}.attention": "encoder.layer.{}.attention.self",
+    **{
+        f"layers.{{}}.{ours}.move": f"{_BIBERT_NAMES[f'layers.{{}}.{ours}']}.move"
+        for ours in ("query", "key", "value", "out", "up", "down")
+    },
+}
+
 _TOKEN_HEAD = {"out": "classifier"}
 _TWO_LAYER_CLASSIFIER = {"dense": "classifier.dense", "out": "classifier.out_proj"}
 _BERT_HEADS = {
@@ -88,6 +104,10 @@ _BERT_HEADS = {
         "norm": "cls.predictions.transform.LayerNorm",
         "decoder": "cls.predictions.decoder",
     },
+}
+_BIT_HEADS = {
+    "sequence": {**_BERT_HEADS["sequence"], "dense.move": "bert.pooler.dense.move"},
+    "token": _TOKEN_HEAD,
 }
 _ROBERTA_HEADS = {
     "sequence": _TWO_LAYER_CLASSIFIER,
@@ -239,6 +259,16 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             positions=False,
             glu=True,
             alibi=True,
+        ),
+        "bibert": Architecture(
+            prefix="bert.", names=_BIBERT_NAMES, heads=_BERT_HEADS, binarization="bibert"
+        ),
+        "bit": Architecture(
+            prefix="bert.",
+            names=_BIT_NAMES,
+            heads=_BIT_HEADS,
+            defaults={"hidden_act": "relu"},
+            binarization="bit",
         ),
     }
 )

@@ -62,7 +62,7 @@ def read_config(directory: Path) -> EncoderConfig:
     return EncoderConfig.from_dict(read_json(path))
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
     for name, index_name in _WEIGHTS.items():
         if (directory / name).exists():
             return [directory / name]
@@ -88,7 +88,7 @@ class TensorFiles:
 
     def __init__(self, directory: Path) -> None:
         self._getters: dict[str, Callable[[], torch.Tensor]] = {}
-        for path in _weight_files(directory):
+        for path in weight_files(directory):
             if path.suffix == ".safetensors":
                 self._open_safetensors(path)
             else:
@@ -144,6 +144,11 @@ def tensor_names(config: EncoderConfig, task: str | None, parameter: str) -> tup
     return tuple(f"{name.format(layer)}.{leaf}" for name in found)
 
 
+def _parts(tensor: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    """As many equal blocks of rows; one part may have no dimension."""
+    return (tensor,) if count == 1 else tensor.chunk(count)
+
+
 class Sources:
     """The tensors of a checkpoint that make up the parameters of an encoder with its head.
 
@@ -185,7 +190,7 @@ class Sources:
         """(name of a tensor of the checkpoint, the part of a parameter that it fills)."""
         for parameter_name, parameter in module.named_parameters():
             names = self._names[parameter_name]
-            yield from zip(names, parameter.detach().chunk(len(names)), strict=True)
+            yield from zip(names, _parts(parameter.detach(), len(names)), strict=True)
 
     def fill(self, module: torch.nn.Module) -> None:
         """Copy the tensors into the parameters."""
@@ -203,7 +208,7 @@ def save_parameters(
         names = tensor_names(config, task, parameter_name)
         whole = parameter.detach().cpu()
         own_prefix = "" if parameter_name.startswith("head.") else prefix
-        for name, part in zip(names, whole.chunk(len(names)), strict=True):
+        for name, part in zip(names, _parts(whole, len(names)), strict=True):
             tensors[own_prefix + name] = part.clone()
             if name in SECOND_NAMES:
                 tensors[SECOND_NAMES[name]] = part.clone()

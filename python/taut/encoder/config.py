@@ -71,6 +71,11 @@ class EncoderConfig:
         return ARCHITECTURES[self.model_type]
 
     @property
+    def binarization(self) -> str | None:
+        """ "bibert", "bit", or None for a float encoder."""
+        return self.architecture.binarization
+
+    @property
     def projects_embeddings(self) -> bool:
         rule = self.architecture.projection
         return rule == "always" or (rule == "differ" and self.embedding_size != self.hidden_size)
@@ -138,7 +143,7 @@ class EncoderConfig:
             position_offset=offset,
             type_vocab_size=types,
             relative_buckets=buckets,
-            eps=fraction("layer_norm_eps", 1e-12),
+            eps=1e-12 if model_type == "bit" else fraction("layer_norm_eps", 1e-12),
             hidden_dropout=hidden_dropout,
             attention_dropout=fraction("attention_probs_dropout_prob", 0.1),
             classifier_dropout=fraction("classifier_dropout", hidden_dropout),
@@ -148,8 +153,43 @@ class EncoderConfig:
         )
 
 
+# What BiBERT's and BiT's code adds to config.json -> the only value there are kernels for.
+_BINARY_FIELDS = {
+    "bibert": {"weight_bits": 1, "input_bits": 1},
+    "bit": {
+        "weight_bits": 1,
+        "input_bits": 1,
+        "weight_quant_method": "bwn",
+        "input_quant_method": "elastic",
+        "sym_quant_qkvo": True,
+        "sym_quant_ffn_attn": False,
+        "weight_layerwise": True,
+        "embed_layerwise": False,
+        "input_layerwise": True,
+        "not_quantize_attention": False,
+        "hidden_act": "relu",
+    },
+}
+
+
+def _binary_type(fields: Fields) -> str | None:
+    """ "bibert" or "bit" if the config is of one of them."""
+    if fields.values.get("model_type") in tuple(_BINARY_FIELDS):
+        return fields.values["model_type"]
+    if "sym_quant_qkvo" in fields.values:
+        return "bit"
+    return "bibert" if "quantize_act" in fields.values else None
+
+
 def _model_type(fields: Fields) -> str:
-    """MosaicBERT and JinaBERT call themselves bert; a field of their own gives them away."""
+    """Some architectures call themselves bert; fields of their own give them away."""
+    binary_type = _binary_type(fields)
+    if binary_type is not None:
+        for key, wanted in _BINARY_FIELDS[binary_type].items():
+            found = fields.values.get(key, wanted)
+            if found != wanted:
+                fields.refuse(key, f"{wanted!r} in a binarized encoder", found)
+        return binary_type
     model_type = fields.choice("model_type", ARCHITECTURES)
     position = fields.get("position_embedding_type", str, "absolute")
     if model_type == "bert" and "alibi_starting_size" in fields.values:

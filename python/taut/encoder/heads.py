@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional
 
+from taut.encoder.binary import BinaryLinear
 from taut.encoder.config import EncoderConfig
 from taut.nn import Linear
 from taut.ops.norm import layer_norm
@@ -14,7 +15,8 @@ class SequenceHead(torch.nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.hidden_size, config.hidden_size)
+        size, kind = config.hidden_size, config.binarization
+        self.dense = BinaryLinear(size, size, kind) if kind else Linear(size, size)
         self.out = Linear(config.hidden_size, config.num_labels)
         self.activation = config.architecture.classifier_activation
         self.dropout = config.classifier_dropout

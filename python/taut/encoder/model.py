@@ -5,6 +5,7 @@ import math
 import torch
 from torch.nn import functional
 
+from taut.encoder.binary import BinaryEmbedding, BinaryLayer
 from taut.encoder.config import EncoderConfig
 from taut.nn import Linear
 from taut.ops.activation import bias_glu
@@ -58,6 +59,8 @@ class Embeddings(torch.nn.Module):
         super().__init__()
         size = config.embedding_size
         self.word = torch.nn.Embedding(config.vocab_size, size)
+        if config.binarization:
+            self.word = BinaryEmbedding(config.vocab_size, size, config.binarization)
         has_positions = config.architecture.positions
         self.position = torch.nn.Embedding(config.max_positions, size) if has_positions else None
         types = config.type_vocab_size
@@ -78,7 +81,7 @@ class Embeddings(torch.nn.Module):
         ids, table = input_ids, self.word
         if isinstance(table, torch.nn.Embedding):
             table = table.weight
-        else:  # low-bit: the rows of this batch are its table
+        else:  # low-bit or signs: the rows of this batch are its table
             table = table(ids, self.norm.weight.dtype)
             ids = torch.arange(ids.shape[0], dtype=ids.dtype, device=ids.device)
         hidden = embed_layer_norm(
@@ -149,7 +152,8 @@ class Backbone(torch.nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         own = 1 if config.architecture.shared_layers else config.num_layers
-        self.layers = torch.nn.ModuleList(Layer(config) for _ in range(own))
+        layer = BinaryLayer if config.binarization else Layer
+        self.layers = torch.nn.ModuleList(layer(config) for _ in range(own))
         buckets = config.relative_buckets
         self.relative_bias = torch.nn.Embedding(buckets, config.num_heads) if buckets else None
         for table in self.modules():

@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 import torch
 
 from taut.encoder import checkpoint, quantized_files
+from taut.encoder.binary import check_latent
 from taut.encoder.config import EncoderConfig
 from taut.encoder.heads import HEADS
 from taut.encoder.model import Backbone
@@ -120,6 +121,8 @@ class Pretrained(torch.nn.Module):
                 model.to_empty(device=device)
                 model._tie()
                 sources.fill(model)
+                if config.binarization:
+                    check_latent(model, str(directory))
             else:
                 model.to(quantized_files.saved_dtype(directory)).to_empty(device="cpu")
                 quantized_files.load(model, quantization, directory)
@@ -179,7 +182,7 @@ class Pretrained(torch.nn.Module):
 
         Raises:
             TypeError, ValueError: an unknown scheme or layer, calibration that holds no texts, a
-                model that is quantized already, a MaskedLM.
+                model that is quantized already or binarized, a MaskedLM.
         """
         from taut.encoder.quantize import quantize
 

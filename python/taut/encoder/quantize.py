@@ -229,6 +229,8 @@ def quantize(
     """See `Pretrained.quantize`."""
     if model.quantization is not None:
         raise ValueError("quantize: the encoder must not be quantized yet")
+    if model.config.binarization:
+        raise ValueError("quantize: the encoder must not be binarized: see taut.binarize")
     if model.task == "masked_lm":
         raise ValueError("quantize: the encoder must not be a MaskedLM, whose head is its table")
     scheme = auto_scheme(model.device.type) if scheme == "auto" else scheme

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 
 from taut.encoder.model import Layer
+from taut.lowbit_nn import PackedModule, rows_of
 from taut.nn import Linear, LowbitLinear
 from taut.ops.activation import bias_glu
 from taut.ops.attention import varlen_attention_qkvpacked
 from taut.ops.quantize import quantize_per_token
-from taut.reference._check import readable
 
 LINEARS = ("qkv", "out", "up", "down")
 
@@ -95,7 +95,7 @@ class QuantizedLayer(torch.nn.Module):
         )
 
 
-class LowbitEmbedding(torch.nn.Module):
+class LowbitEmbedding(PackedModule):
     """A table whose rows are integers of 8 bits: value = scale * code.
 
     Args:
@@ -113,17 +113,7 @@ class LowbitEmbedding(torch.nn.Module):
         """Each row rounded to 127 steps of its largest magnitude."""
         return cls(*quantize_per_token(table.detach().float()))
 
-    def _apply(self, fn, recurse=True):
-        scale = self.scale
-        super()._apply(fn, recurse)
-        if self.scale.dtype != scale.dtype:
-            self.scale = scale.to(self.scale.device)
-        return self
-
     def forward(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The rows (len(ids), columns) of ids, rounded to dtype once."""
-        rows = self.codes.shape[0]
-        if readable(ids) and ids.numel() and not (0 <= ids.min() and ids.max() < rows):
-            value = int(next(i for i in ids.tolist() if not 0 <= i < rows))
-            raise ValueError(f"input_ids must be in [0, {rows}), got {value}")
-        return (self.codes.index_select(0, ids) * self.scale.index_select(0, ids)).to(dtype)
+        codes, scale = rows_of(ids, self.codes, self.scale)
+        return (codes * scale).to(dtype)

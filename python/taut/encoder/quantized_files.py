@@ -3,6 +3,7 @@
 model.safetensors holds the state dict under the names of our modules: of a low-bit linear `codes` in
 the logical packing of `taut.formats`, `scale` and what else it has; of the word table `codes` (int8)
 and `scale`. The rest of config.json is the original's, `dtype` that of the tensors not quantized.
+Of an encoder of packed bits (`packed_binary.py`) the scheme is "bits" and there are no linears.
 
     "quantization_config": {
       "quant_method": "taut",
@@ -10,7 +11,7 @@ and `scale`. The rest of config.json is the original's, `dtype` that of the tens
       "scheme": "w8a8",                     what `quantize` was asked for
       "layers": {"layers.0.*": "w4a8"},     and for which layers otherwise
       "linears": {"layers.0.qkv": {"bits": 8, "in_features": 384, "group_size": 0, ...}},
-      "embeddings.word": "w8a16"            or "float"
+      "embeddings.word": "w8a16"            or "float" or "bits"
     }
 """
 
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from taut.encoder.checkpoint import SAFETENSORS, read_json, write_json
+from taut.encoder.packed_binary import BitEmbedding, replace_modules
 from taut.encoder.quantize import WORD_TABLE, connect
 from taut.encoder.quantized import LINEARS, LowbitEmbedding, QuantizedLayer
 from taut.nn import LowbitLinear
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from taut.encoder.pretrained import Pretrained
 
 METHOD, VERSION = "taut", 1
+BITS = "bits"  # the scheme of packed binarized encoders
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -69,7 +72,9 @@ def save(model: "Pretrained", directory: Path) -> None:
         for name, module in backbone.named_modules()
         if isinstance(module, LowbitLinear)
     }
-    table = "w8a16" if isinstance(backbone.embeddings.word, LowbitEmbedding) else "float"
+    table = {LowbitEmbedding: "w8a16", BitEmbedding: BITS}.get(
+        type(backbone.embeddings.word), "float"
+    )
     config = {
         **{key: value for key, value in model.config.raw.items() if key != "torch_dtype"},
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
@@ -100,8 +105,23 @@ def load(model: "Pretrained", quantization: dict, directory: Path) -> None:
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
-    backbone, linears = model.backbone, quantization["linears"]
     problems: list[str] = []
+    if quantization.get("scheme") == BITS:
+        replace_modules(model)
+    else:
+        _replace_linears(model, quantization, tensors, problems)
+    if model.head is None:
+        tensors = {name: t for name, t in tensors.items() if not name.startswith("head.")}
+    problems += _copy(model.state_dict(), tensors)
+    if problems:
+        listed = "\n  ".join(problems)
+        raise ValueError(f"{directory} does not fit its config.json:\n  {listed}")
+    model.quantization = {key: quantization.get(key) for key in ("scheme", "layers")}
+
+
+def _replace_linears(model: "Pretrained", quantization: dict, tensors, problems) -> None:
+    """Low-bit linears and the word table in the place of float ones."""
+    backbone, linears = model.backbone, quantization["linears"]
     for i, layer in enumerate(backbone.layers):
         backbone.layers[i] = layer = QuantizedLayer(layer)
         for name in LINEARS:
@@ -115,11 +135,6 @@ def load(model: "Pretrained", quantization: dict, directory: Path) -> None:
         codes, scale = torch.empty(rows, columns, dtype=torch.int8), torch.empty(rows, 1)
         backbone.embeddings.word = LowbitEmbedding(codes, scale)
     connect(backbone)
-    problems += _copy(model.state_dict(), tensors)
-    if problems:
-        listed = "\n  ".join(problems)
-        raise ValueError(f"{directory} does not fit its config.json:\n  {listed}")
-    model.quantization = {key: quantization.get(key) for key in ("scheme", "layers")}
 
 
 def _linear(linear, settings, tensors, prefix, problems):
@@ -146,6 +161,8 @@ def _copy(targets: dict, sources: dict) -> list[str]:
             problems.append(f"{name} must be {tuple(target.shape)}, is missing")
         elif source.shape != target.shape:
             problems.append(f"{name} must be {tuple(target.shape)}, got {tuple(source.shape)}")
+        elif source.dtype != target.dtype and not target.is_floating_point():
+            problems.append(f"{name} must be {target.dtype}, got {source.dtype}")
         elif source.data_ptr() != target.data_ptr():
             target.copy_(source)
     return problems
