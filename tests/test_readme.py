@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import binary_models
 from taut.demo import default_model
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +43,10 @@ def test_command_runs(command, tmp_path):
     (tmp_path / "texts.txt").write_text("one text\nand another\n")
     (tmp_path / "records.jsonl").write_text('{"body": "one text"}\n{"body": "and another"}\n')
     words = [default_model() if w == "DIRECTORY" else w for w in shlex.split(command)]
+    if "BIBERT" in words:
+        binary_models.save_checkpoint(
+            tmp_path / "BIBERT", "bibert", binary_models.random_tensors("bibert")
+        )
     folder = tmp_path
     if words[0] == "make":
         folder = ROOT

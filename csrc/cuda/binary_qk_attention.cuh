@@ -15,6 +15,9 @@ struct BinaryQkShape {
   static constexpr int kTileBytes = kRows * kPitch<D> * 2;
   static constexpr int kSharedBytes = kTileBytes + kKeys * kKeyBytes;
   static_assert(kRows >= kKeys, "values fit where rows leave");
+
+  // Of a score in columns 8 n to 8 n + 7.
+  static __device__ __forceinline__ float exp2(float x, int) { return ptx::exp2_approx(x); }
 };
 
 // Half of each product, a whole number, minus the slope in these units times the distance; -inf for
@@ -56,7 +59,8 @@ __device__ __forceinline__ void attend_values(const BinaryQkAttentionParams& p,
   const int first_row = item.first_row + warp_row;
   const bool works = is_uniform(first_row < item.length);
   const SequenceBits keys = sequence_bits(p.k, item.begin, item.length, item.head);
-  TileRows<T> values = tile_rows<T>(p.v, item.begin, item.length, item.head, p.batch.heads, 1, 6);
+  const RowCopies<T, D, S::kKeys, S::kThreads> values(p.v, item.begin, item.length, item.head,
+                                                      p.batch.heads, 1, kOneHead);
   const float slope = p.alibi_slopes == nullptr ? 0.0f : p.alibi_slopes[item.head] / (2 * p.scale);
 
   uint32_t q[M][2];
@@ -64,11 +68,10 @@ __device__ __forceinline__ void attend_values(const BinaryQkAttentionParams& p,
   float o[M][D / 8][4];
   set_zero(o);
   RowState<M> state;
-  float no_shift[M][2];
 #pragma unroll
   for (int i = 0; i < 2 * M; ++i) {
-    state.largest[i / 2][i % 2] = -kInfinity;
-    state.sum[i / 2][i % 2] = no_shift[i / 2][i % 2] = 0.0f;
+    state.base[i / 2][i % 2] = kNoBase;
+    state.sum[i / 2][i % 2] = 0.0f;
   }
 
   uint64_t word = keys.at(thread);
@@ -77,27 +80,20 @@ __device__ __forceinline__ void attend_values(const BinaryQkAttentionParams& p,
     const int count = item.length - key;
     __syncthreads();  // nobody reads the keys and values before these any more
     if (thread < S::kKeys) store_key(shared_keys, thread, word, thread < count);
-    values.token = key;
-    if (count >= S::kKeys) {
-      load_rows<T, D, S::kKeys, S::kThreads, true>(tile, values, D);
-    } else {
-      load_rows<T, D, S::kKeys, S::kThreads, false>(tile, values, D);
-    }
+    values.start(tile, key, D);
     ptx::cp_async_commit();
     word = keys.at(key + S::kKeys + thread);
     __syncthreads();  // the keys are there
 
-    float s[M][N][4], shrink[M][2];
+    float s[M][N][4];
+    const float no_shift[M] = {};
     if (works) {
       half_products<S>(s, q, shared_keys, slope, first_row - key, count);
-      online_softmax<S>(s, state, shrink, 2 * p.scale * kLog2E, no_shift);
+      online_softmax<S>(s, o, state, 2 * p.scale * kLog2E, no_shift);
     }
     ptx::cp_async_wait<0>();
     __syncthreads();  // the values are there
-    if (works) {
-      if (any_shrinks(shrink)) scale_rows(o, shrink);
-      multiply_weights<T, D>(o, s, tile, least((count + 15) / 16, N / 2));
-    }
+    if (works) multiply_weights<T, D>(o, s, tile, least((count + 15) / 16, N / 2));
   }
   __syncthreads();  // rows leave through the tile
   if (!works) return;
