@@ -18,12 +18,6 @@ constexpr int64_t kMostSize = int64_t{1} << 30;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-FloatType float_type(ScalarType dtype) {
-  return dtype == ScalarType::Float      ? FloatType::f32
-         : dtype == ScalarType::BFloat16 ? FloatType::bf16
-                                         : FloatType::f16;
-}
-
 void check_group_size(int64_t size, const char* op, const char* name) {
   check(size == 0 || size == 32 || size == 64 || size == 128 || size == 256, op, name,
         " must be one of 0, 32, 64, 128, 256, got ", size);
@@ -67,9 +61,8 @@ class LowbitLaunch {
     p.scale = floats(o.scale, o.out_features, p.groups, "scale");
     p.zero_point = floats(o.zero_point, o.out_features, p.groups, "zero_point");
     if (o.bias) {
-      check_float(*o.bias, op, "bias");
+      p.bias_type = float_type(o.bias->scalar_type(), op, "bias");
       p.bias = inputs_.vector(o.bias, o.out_features, o.bias->scalar_type(), "bias");
-      p.bias_type = float_type(o.bias->scalar_type());
     }
     if (o.x.scalar_type() == ScalarType::Char) {
       check(o.x_scale.has_value(), op, "x_scale must be given with x of int8, got None");
@@ -101,14 +94,14 @@ class LowbitLaunch {
         inputs_.rows(residual, params.rows, params.out_features, dtype, "residual");
     params.residual = rows.data;
     params.residual_stride = rows.stride;
-    params.residual_type = float_type(dtype);
+    params.residual_type = float_type(dtype, op_, "residual");
   }
 
   // The result, of `dtype`.
   Tensor run(ScalarType dtype) {
     Tensor out = empty(params.rows, params.out_features, dtype);
     params.out = out.mutable_data_ptr();
-    params.out_type = float_type(dtype);
+    params.out_type = float_type(dtype, op_, "out_dtype");
     launch();
     return out;
   }

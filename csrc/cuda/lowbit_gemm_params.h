@@ -11,8 +11,6 @@ constexpr int kLowbitPanel = 64;  // output channels of a panel of the packed we
 constexpr int kLowbitBlock = 64;  // input features of a block of a panel
 constexpr int kMostTileColumns = 128;
 
-enum class FloatType : int { f32, bf16, f16 };
-
 // Rows are contiguous; strides between rows in elements. A null pointer means "not given". Rows of
 // x are aligned to 16 bytes.
 struct LowbitParams {
