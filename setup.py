@@ -45,14 +45,21 @@ def find_nvcc() -> str | None:
 
 
 def cuda_architectures() -> str:
-    """TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX") as CMake writes it ("80-real;90a")."""
+    """TORCH_CUDA_ARCH_LIST ("8.0+PTX;9.0") as CMake writes it ("80;90a-real").
+
+    9.0 stands for 9.0a, without which there are no Hopper kernels; its PTX, which other GPUs could
+    not take, stays 9.0's.
+    """
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
     found = []
     for name in wanted.replace(";", " ").replace(",", " ").split():
         number = name.removesuffix("+PTX").replace(".", "")
         if not re.fullmatch(r"\d{2,3}[a-f]?", number):
             sys.exit(f"TORCH_CUDA_ARCH_LIST must hold versions like 9.0a, got {name!r}")
-        found.append(number if name.endswith("+PTX") else f"{number}-real")
+        if number == "90":
+            found += ["90a-real", "90-virtual"] if name.endswith("+PTX") else ["90a-real"]
+        else:
+            found.append(number if name.endswith("+PTX") else f"{number}-real")
     return ";".join(found)
 
 

@@ -52,8 +52,9 @@ class Settings:
 
 
 QUICK = Settings(
-    classes=3, batch=8, texts=240, hidden=64, layers=1, teacher_epochs=4, student_epochs=3
-)
+    classes=3, batch=8, texts=400, hidden=64, layers=1, teacher_epochs=4, student_epochs=3,
+    teacher_rate=5e-3, student_rate=5e-3,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,11 +190,11 @@ def train(
     batch: int,
     order: torch.Generator,
     teacher: SequenceClassifier | None = None,
-) -> float:
+) -> list[float]:
     """Train a teacher on labels, or a student on labels and its teacher.
 
     Returns:
-        The mean loss of the last epoch.
+        The mean loss of every epoch.
     """
     rows = _rows_of(model, [text for text, _ in task.train])
     labels = torch.tensor([label for _, label in task.train])
@@ -202,6 +203,7 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     recorders = [Recorder(each) for each in (model, teacher)] if teacher else []
     model.train()
+    means = []
     with tqdm(total=steps, disable=None, leave=False) as progress:
         for _ in range(epochs):
             losses = []
@@ -221,10 +223,11 @@ def train(
                 schedule.step()
                 losses.append(loss.item())
                 progress.update()
+            means.append(sum(losses) / len(losses))
     for recorder in recorders:
         recorder.remove()
     model.eval()
-    return sum(losses) / len(losses)
+    return means
 
 
 def accuracy(model: SequenceClassifier, task: Task) -> float:
@@ -244,27 +247,27 @@ def distil(settings: Settings, seed: int, students: Sequence[str] = binarize.KIN
     """Teach, distil, convert, and test.
 
     Returns:
-        The sizes of the task, and for every model its accuracy, last loss and size.
+        The sizes of the task, and for every model its accuracy, size and the losses of its epochs.
     """
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
     task = make_task(settings, seed)
     teacher = make_teacher(settings, task)
-    loss = train(
+    losses = train(
         teacher, task, settings.teacher_epochs, settings.teacher_rate, settings.batch, order
     )
     most = Counter(label for _, label in task.test).most_common(1)[0][1]
     rows = {
         "largest class": {"accuracy": most / len(task.test)},
         "teacher, fp32": {
-            "accuracy": accuracy(teacher, task), "loss": loss, "size_mb": size_mb(teacher)
+            "accuracy": accuracy(teacher, task), "losses": losses, "size_mb": size_mb(teacher)
         },
     }  # fmt: skip
     for kind in students:
         student = binarize.prepare(teacher, kind)
         sample = _rows_of(student, [text for text, _ in task.train[: settings.batch]])
         binarize.initialize_scales(student, *_packed(sample))
-        loss = train(
+        losses = train(
             student,
             task,
             settings.student_epochs,
@@ -275,7 +278,7 @@ def distil(settings: Settings, seed: int, students: Sequence[str] = binarize.KIN
         )
         packed = binarize.convert(student)
         rows[f"{kind}, packed"] = {
-            "accuracy": accuracy(packed, task), "loss": loss, "size_mb": size_mb(packed),
+            "accuracy": accuracy(packed, task), "losses": losses, "size_mb": size_mb(packed),
             "accuracy_before_packing": accuracy(student, task),
         }  # fmt: skip
     return {

@@ -33,11 +33,11 @@ KERNELS = (
     "lowbit_gemm_3",
     "lowbit_gemm_8",
     "lowbit_gemm_sm90a",
+    "quantize",
 )
 FLAGS = (
     "-std=c++17",
     "-O3",
-    "--expt-relaxed-constexpr",
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
 )
 # The products of matrices, what moves their operands, and the stack, which is where spills go.

@@ -218,7 +218,7 @@ def test_scores_become_bits_by_one_shift_each(compiled):
 
 
 def test_probe_of_bits_measures_what_it_names():
-    kernels = cuda_compile.compile_source(ROOT / "bench/probe_binary.cu", "90a")
+    kernels = cuda_compile.compile_source(ROOT / "bench/probe_binary_sm90a.cu", "90a")
     found = {kernel.name: Counter(kernel.instructions) for kernel in kernels}
     assert not any(kernel.spills for kernel in kernels)
     assert found["bmma_k128_kernel"]["BMMA.168128.AND.POPC"] >= 8

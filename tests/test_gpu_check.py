@@ -132,7 +132,7 @@ def test_everything_becomes_one_record_and_one_log(tmp_path, measuring):
         '<testsuites><testsuite><testcase name="a"/><testcase name="b"><skipped/></testcase>'
         '<testcase name="c[x]"><failure>1 != 2</failure></testcase></testsuite></testsuites>'
     )
-    (out / "probe_binary.txt").write_text('{"probes": [{"name": "b1", "tops": 12.5}]}\n')
+    (out / "probe_binary_sm90a.txt").write_text('{"probes": [{"name": "b1", "tops": 12.5}]}\n')
     (out / "probe_other.txt").write_text('{"probes": [')
     assert run(out, "--stages", "bench", "--python", measuring).returncode == 0
     document = json.loads((out / "gpu_check.json").read_text())
@@ -140,7 +140,7 @@ def test_everything_becomes_one_record_and_one_log(tmp_path, measuring):
     assert document["machine_info"]["roofs"] == {"bf16": 2e12, "memory": 4e12}
     check = document["gpu_check"]
     assert check["tests"] == {"test_gpu_norm": {"passed": 1, "skipped": 1, "failed": ["c[x]"]}}
-    assert check["probes"]["probe_binary"]["probes"] == [{"name": "b1", "tops": 12.5}]
+    assert check["probes"]["probe_binary_sm90a"]["probes"] == [{"name": "b1", "tops": 12.5}]
     assert check["probes"]["probe_other"] == '{"probes": ['
     assert check["stages"]["bench"]["status"] == 0
     assert "==== bench\nmeasuring norm\n" in (out / "gpu_check.log").read_text()

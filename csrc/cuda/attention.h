@@ -4,15 +4,9 @@
 
 #include "common/types.h"
 #include "cuda/attention_params.h"
+#include "cuda/build.h"
 
 namespace taut {
-
-// Whether this build has what is in *_sm90a.cu.
-#ifdef TAUT_SM90A
-constexpr bool kHasHopper = true;
-#else
-constexpr bool kHasHopper = false;
-#endif
 
 // Launch on `device`, the current one. Returns which kernels ran, for record_variant.
 template <class T>

@@ -1,27 +1,10 @@
-// The bodies of attention.h, for attention_<dtype>.cu to instantiate.
+// The bodies of attention.h, for attention_{forward,backward}_<dtype>.cu to instantiate.
 #pragma once
 #include "cuda/attention.h"
 #include "cuda/attention_launch.cuh"
-#include "cuda/tensor.h"
+#include "cuda/launch.cuh"
 
 namespace taut {
-
-struct PersistentLaunch {
-  int32_t device;
-  cudaStream_t stream;
-
-  template <class Params>
-  void operator()(const char* name, void (*kernel)(Params), int threads, int shared_bytes,
-                  int64_t units, const Params& params) const {
-    const void* function = reinterpret_cast<const void*>(kernel);
-    const int64_t resident = resident_blocks(function, threads, shared_bytes, device);
-    const unsigned blocks = static_cast<unsigned>(units < 1          ? 1
-                                                  : units < resident ? units
-                                                                     : resident);
-    kernel<<<blocks, threads, shared_bytes, stream>>>(params);
-    check_cuda_call(cudaGetLastError(), name);
-  }
-};
 
 template <class T>
 const char* run_attention(AttentionParams p, int32_t device, cudaStream_t stream) {

@@ -2,7 +2,7 @@
 // products of bits go on to Triton.
 #include "cuda/binary_arguments.h"
 #include "cuda/binary_gemm_launch.cuh"
-#include "cuda/grid_launch.cuh"
+#include "cuda/launch.cuh"
 
 namespace taut {
 namespace {

@@ -65,10 +65,4 @@ class Inputs {
   std::vector<Tensor> copies_;
 };
 
-inline void check_float(const Tensor& t, const char* op, const char* name) {
-  const ScalarType dtype = t.scalar_type();
-  check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-        op, name, " must be float32, bfloat16, float16, got ", dtype_name(dtype));
-}
-
 }  // namespace taut

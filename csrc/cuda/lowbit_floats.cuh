@@ -16,16 +16,14 @@
 
 namespace taut {
 
-constexpr int kFloatStages = 3;
-
 template <int Columns>
 struct LowbitFloatTile {
   static_assert(kLowbitPanel % Columns == 0 && Columns % 32 == 0, "a tile lies in one panel");
   static constexpr int kRows = 32, kColumns = Columns;
   static constexpr int kRowParts = kRows / 16, kColumnParts = Columns / 8;
   static constexpr int kWarps = 4, kThreads = 32 * kWarps;
-  static constexpr int kTotalStride =
-      Columns + 8;  // floats; fragments are stored without conflicts
+  // In floats; fragments are stored without conflicts.
+  static constexpr int kTotalStride = Columns + 8;
 };
 
 template <class Tile, int bits>
@@ -36,7 +34,9 @@ struct LowbitFloatShared {
   static constexpr int kRowBytes = Tile::kRows * kRowStride;
   static constexpr int kCodeStride = code_stride(Tile::kColumns);
   static constexpr int kStageBytes = kRowBytes + 4 * code_rows(bits) * kCodeStride;
-  static constexpr int kBytes = Tile::kWarps * kFloatStages * kStageBytes;
+  static constexpr int kStages = Tile::kWarps * 3 * kStageBytes <= kMostSharedBytes ? 3 : 2;
+  static constexpr int kBytes = Tile::kWarps * kStages * kStageBytes;
+  static_assert(kBytes <= kMostSharedBytes, "a block on sm_86 and sm_89 has no more");
   static constexpr int kTotalFloats = Tile::kRows * Tile::kTotalStride;
   static_assert(4 * Tile::kWarps * kTotalFloats <= kBytes, "totals take the place of the stages");
 };
@@ -62,14 +62,14 @@ class LowbitFloats {
   __device__ __forceinline__ void run() {
     const int count = (blocks_ - warp_ + Tile::kWarps - 1) / Tile::kWarps;
 #pragma unroll
-    for (int i = 0; i < kFloatStages - 1; ++i) {
+    for (int i = 0; i < Shared::kStages - 1; ++i) {
       if (i < count) load_stage(i);
       ptx::cp_async_commit();
     }
     for (int i = 0; i < count; ++i) {
-      ptx::cp_async_wait<kFloatStages - 2>();
+      ptx::cp_async_wait<Shared::kStages - 2>();
       __syncwarp();  // the stage has arrived, and no lane reads the one that is loaded next
-      if (i + kFloatStages - 1 < count) load_stage(i + kFloatStages - 1);
+      if (i + Shared::kStages - 1 < count) load_stage(i + Shared::kStages - 1);
       ptx::cp_async_commit();
       multiply_stage(i);
     }
@@ -83,7 +83,7 @@ class LowbitFloats {
 
  private:
   __device__ __forceinline__ uint8_t* stage(int i) const {
-    return shared_ + (warp_ * kFloatStages + i % kFloatStages) * Shared::kStageBytes;
+    return shared_ + (warp_ * Shared::kStages + i % Shared::kStages) * Shared::kStageBytes;
   }
   __device__ __forceinline__ int block_of(int i) const { return warp_ + i * Tile::kWarps; }
 

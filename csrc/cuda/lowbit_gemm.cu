@@ -2,7 +2,7 @@
 // long for shared memory, and devices before sm_80 go on to Triton.
 #include "common/quantize_grid.h"
 #include "cuda/fallback.h"
-#include "cuda/grid_launch.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/inputs.h"
 #include "cuda/lowbit_gemm.h"
 #include "cuda/quantize.h"
@@ -69,7 +69,7 @@ class LowbitLaunch {
       set_x(o.x);
       set_x_scale(*o.x_scale);
     } else {
-      check_float(o.x, op, "x");
+      float_type(o.x.scalar_type(), op, "x");
       check(!o.x_scale, op, "x_scale must be None unless x is int8");
       o.x_bits ? quantize(o.x, o.x_bits) : set_x(o.x);
     }
@@ -151,13 +151,17 @@ class LowbitLaunch {
   void set_x(const Tensor& x) {
     LowbitParams& p = params;
     const int64_t bytes = is_integer() ? 1 : 2;
-    const MatrixRows rows = inputs_.rows(x, p.rows, p.in_features, x_dtype_, "x");
+    MatrixRows rows = inputs_.rows(x, p.rows, p.in_features, x_dtype_, "x");
     p.x = rows.data;
     p.x_stride = rows.stride;
-    if (bytes * rows.stride % 16 == 0 && reinterpret_cast<uintptr_t>(rows.data) % 16 == 0) return;
+    const bool starts_align = reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
+    if (starts_align && (p.rows <= 1 || bytes * rows.stride % 16 == 0)) return;
+    // A pitch of cudaMemcpy2D is at least a row and below 2^31.
+    const int64_t width = bytes * p.in_features, pitch = bytes * rows.stride;
+    if (p.rows > 1 && (pitch < width || pitch > INT32_MAX))
+      rows = {inputs_.keep(torch::stable::contiguous(x)), p.in_features};
     const Tensor copy = aligned_rows();
     if (p.rows == 0) return;
-    const int64_t width = bytes * p.in_features;
     check_cuda_call(cudaMemcpy2DAsync(copy.mutable_data_ptr(), bytes * p.x_stride, rows.data,
                                       p.rows > 1 ? bytes * rows.stride : width, width, p.rows,
                                       cudaMemcpyDeviceToDevice, stream_),
@@ -300,7 +304,7 @@ std::tuple<Tensor, Tensor, Tensor> lowbit_linear_layer_norm(
                       op);
   const int64_t rows = launch.params.rows, columns = out_features;
   const ScalarType dtype = residual.scalar_type();
-  check_float(residual, op, "residual");
+  float_type(residual.scalar_type(), op, "residual");
   Inputs& inputs = launch.inputs();
   NormQuantizeParams p{};
   const MatrixRows added = inputs.rows(residual, rows, columns, dtype, "residual");

@@ -31,14 +31,15 @@ struct LowbitTile {
       Columns + 8;  // floats; fragments are stored without conflicts
 };
 
-constexpr int kLowbitStages = 3;
 template <class Tile, int bits>
 struct LowbitShared {
   using Stage = LowbitStage<Tile, bits>;
   static constexpr int kStageBytes = Stage::kBytes;
   static constexpr int kTotalBytes = 4 * Tile::kRows * Tile::kTotalStride;
-  static constexpr int kPipelineBytes = kLowbitStages * kStageBytes;
+  static constexpr int kStages = 3 * kStageBytes <= kMostSharedBytes ? 3 : 2;
+  static constexpr int kPipelineBytes = kStages * kStageBytes;
   static constexpr int kBytes = kPipelineBytes > kTotalBytes ? kPipelineBytes : kTotalBytes;
+  static_assert(kBytes <= kMostSharedBytes, "a block on sm_86 and sm_89 has no more");
 };
 
 // The products of one block of threads. `general`: there are groups or zero points.
@@ -64,14 +65,14 @@ class LowbitProducts {
   __device__ __forceinline__ void run() {
     const int stages = (p_.in_features + kStageFeatures - 1) / kStageFeatures;
 #pragma unroll
-    for (int s = 0; s < kLowbitStages - 1; ++s) {
+    for (int s = 0; s < Shared::kStages - 1; ++s) {
       if (s < stages) load_stage(s);
       ptx::cp_async_commit();
     }
     for (int s = 0; s < stages; ++s) {
-      ptx::cp_async_wait<kLowbitStages - 2>();
+      ptx::cp_async_wait<Shared::kStages - 2>();
       __syncthreads();  // the stage has arrived, and nobody reads the one that is loaded next
-      if (s + kLowbitStages - 1 < stages) load_stage(s + kLowbitStages - 1);
+      if (s + Shared::kStages - 1 < stages) load_stage(s + Shared::kStages - 1);
       ptx::cp_async_commit();
       multiply_stage(s);
     }
@@ -84,7 +85,7 @@ class LowbitProducts {
 
  private:
   __device__ __forceinline__ uint8_t* stage(int s) const {
-    return shared_ + s % kLowbitStages * Shared::kStageBytes;
+    return shared_ + s % Shared::kStages * Shared::kStageBytes;
   }
 
   __device__ __forceinline__ void load_stage(int s) const {

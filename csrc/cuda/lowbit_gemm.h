@@ -3,16 +3,10 @@
 #include <cuda_runtime_api.h>
 
 #include "common/check.h"
+#include "cuda/build.h"
 #include "cuda/lowbit_gemm_params.h"
 
 namespace taut {
-
-// Whether this build has what is in *_sm90a.cu.
-#ifdef TAUT_SM90A
-constexpr bool kHasLowbitHopper = true;
-#else
-constexpr bool kHasLowbitHopper = false;
-#endif
 
 struct LowbitDevice {
   int processors;

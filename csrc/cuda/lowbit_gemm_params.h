@@ -10,6 +10,7 @@ namespace taut {
 constexpr int kLowbitPanel = 64;  // output channels of a panel of the packed weight
 constexpr int kLowbitBlock = 64;  // input features of a block of a panel
 constexpr int kMostTileColumns = 128;
+constexpr int kMostSharedBytes = 99 << 10;  // that a block may have on every sm_8x
 
 // Rows are contiguous; strides between rows in elements. A null pointer means "not given". Rows of
 // x are aligned to 16 bytes.

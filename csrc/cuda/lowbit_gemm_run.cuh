@@ -1,6 +1,6 @@
 // The body of lowbit_gemm.h, for lowbit_gemm_<bits>.cu to instantiate.
 #pragma once
-#include "cuda/grid_launch.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/lowbit_gemm.h"
 #include "cuda/lowbit_gemm_launch.cuh"
 
@@ -13,7 +13,7 @@ const char* run_lowbit_linear(const LowbitParams& p, ScalarType x_dtype, LowbitD
   if (x_dtype == ScalarType::Char) {
     const LowbitTiles tiles =
         choose_tiles(p.rows, p.out_features, device.processors, least_columns(p));
-    if constexpr (kHasLowbitHopper) {
+    if constexpr (kHasHopper) {
       if (device.is_hopper && tiles == LowbitTiles::rows_128 && !p.general()) {
         run_lowbit_wgmma<bits>(p, stream);
         return "native/hopper";

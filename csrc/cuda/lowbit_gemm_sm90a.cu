@@ -1,5 +1,5 @@
 // The Hopper kernels of lowbit_gemm.
-#include "cuda/grid_launch.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/lowbit_gemm.h"
 #include "cuda/lowbit_wgmma_launch.cuh"
 

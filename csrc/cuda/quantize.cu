@@ -2,7 +2,7 @@
 // go on to Triton; Kronecker products are Triton's.
 #include "common/quantize_check.h"
 #include "cuda/fallback.h"
-#include "cuda/grid_launch.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/inputs.h"
 #include "cuda/quantize.cuh"
 #include "cuda/quantize.h"
@@ -25,7 +25,7 @@ void with_float(ScalarType dtype, const Body& body) {
 void check_x(const Tensor& x, const char* op) {
   check(x.dim() == 2, op, "x must be (total_tokens, columns), got ", shape_of(x));
   check(x.size(1) > 0, op, "x must have at least one column, got ", shape_of(x));
-  check_float(x, op, "x");
+  float_type(x.scalar_type(), op, "x");
 }
 
 }  // namespace

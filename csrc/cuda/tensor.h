@@ -81,8 +81,8 @@ inline int resident_blocks(const void* kernel, int threads, int shared_bytes, in
   static std::mutex mutex;
   static std::map<std::pair<const void*, int32_t>, int> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [place, is_new] = known.try_emplace({kernel, device}, 0);
-  if (is_new) {
+  auto place = known.find({kernel, device});
+  if (place == known.end()) {
     int processors = 0, per_processor = 0;
     check_cuda_call(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
@@ -92,7 +92,8 @@ inline int resident_blocks(const void* kernel, int threads, int shared_bytes, in
     check_cuda_call(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads,
                                                                   shared_bytes),
                     "occupancy of a kernel");
-    place->second = processors * (per_processor > 0 ? per_processor : 1);
+    const int blocks = processors * (per_processor > 0 ? per_processor : 1);
+    place = known.emplace(std::make_pair(kernel, device), blocks).first;
   }
   return place->second;
 }

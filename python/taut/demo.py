@@ -1,6 +1,7 @@
 """`taut demo`: real prose through a real checkpoint, beside the padded baseline."""
 
 import ast
+import functools
 import statistics
 import sys
 import sysconfig
@@ -34,7 +35,8 @@ class Docstring(NamedTuple):
     text: str
 
 
-def stdlib_docstrings() -> list[Docstring]:
+@functools.cache
+def stdlib_docstrings() -> tuple[Docstring, ...]:
     """Every distinct docstring of 20 characters and more in Python's standard library."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found: dict[str, str] = {}
@@ -56,7 +58,7 @@ def stdlib_docstrings() -> list[Docstring]:
                 if text and len(text) >= 20:
                     name = getattr(node, "name", None)
                     found.setdefault(text, f"{module}.{name}" if name else module)
-    return [Docstring(name, text) for text, name in found.items()]
+    return tuple(Docstring(name, text) for text, name in found.items())
 
 
 def every_nth(items: list, count: int) -> list:

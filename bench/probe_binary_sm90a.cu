@@ -2,7 +2,8 @@
 // and products whose signs are packed by one funnel shift each, the inner loop of binary attention.
 // Writes JSON. Needs sm_90a:
 //
-//     nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -Icsrc bench/probe_binary.cu \
+//     nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -Icsrc bench/probe_binary_sm90a.cu
+//     \
 //       -o build/probe_binary && build/probe_binary
 #include <cstdio>
 #include <cstdlib>

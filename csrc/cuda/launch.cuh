@@ -1,9 +1,10 @@
-// Launches of kernels over a grid, for the launchers of ops.
+// Launches of kernels, for the launchers of ops.
 #pragma once
 #include "cuda/tensor.h"
 
 namespace taut {
 
+// A block for each piece of work.
 struct GridLaunch {
   cudaStream_t stream;
 
@@ -17,6 +18,24 @@ struct GridLaunch {
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
           name);
     kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(params);
+    check_cuda_call(cudaGetLastError(), name);
+  }
+};
+
+// As many blocks as run at once, or fewer where there is less work; they take it in turn.
+struct PersistentLaunch {
+  int32_t device;
+  cudaStream_t stream;
+
+  template <class Params>
+  void operator()(const char* name, void (*kernel)(Params), int threads, int shared_bytes,
+                  int64_t units, const Params& params) const {
+    const void* function = reinterpret_cast<const void*>(kernel);
+    const int64_t resident = resident_blocks(function, threads, shared_bytes, device);
+    const unsigned blocks = static_cast<unsigned>(units < 1          ? 1
+                                                  : units < resident ? units
+                                                                     : resident);
+    kernel<<<blocks, threads, shared_bytes, stream>>>(params);
     check_cuda_call(cudaGetLastError(), name);
   }
 };
