@@ -1,9 +1,9 @@
 // Launchers of attention over packed signs on CUDA. Devices without products of bits, and values of
 // fp32 and int8, go on to Triton.
 #include "cuda/attention_arguments.h"
-#include "cuda/launch.cuh"
 #include "cuda/binary_arguments.h"
 #include "cuda/binary_attention_launch.cuh"
+#include "cuda/launch.cuh"
 
 namespace taut {
 namespace {

@@ -2,8 +2,8 @@
 // long for shared memory, and devices before sm_80 go on to Triton.
 #include "common/quantize_grid.h"
 #include "cuda/fallback.h"
-#include "cuda/launch.cuh"
 #include "cuda/inputs.h"
+#include "cuda/launch.cuh"
 #include "cuda/lowbit_gemm.h"
 #include "cuda/quantize.h"
 

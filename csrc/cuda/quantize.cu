@@ -2,8 +2,8 @@
 // go on to Triton; Kronecker products are Triton's.
 #include "common/quantize_check.h"
 #include "cuda/fallback.h"
-#include "cuda/launch.cuh"
 #include "cuda/inputs.h"
+#include "cuda/launch.cuh"
 #include "cuda/quantize.cuh"
 #include "cuda/quantize.h"
 

@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Padding-free transformer encoders.",
 )
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def _dtype(name: str):
@@ -44,7 +44,7 @@ def encode(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="fp32 or bf16 [default: fp32; of a quantized model: its own]."),
+        typer.Option(help="fp32, bf16 or fp16 [default: fp32; of a quantized model: its own]."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     batch_tokens: Annotated[
@@ -109,7 +109,7 @@ def quantize(
     calibration: Annotated[
         str, typer.Option(help="File of texts, docstrings (Python's own), or random (token ids).")
     ] = "docstrings",
-    dtype: Annotated[str, typer.Option(help="Of the rest: fp32 or bf16.")] = "bf16",
+    dtype: Annotated[str, typer.Option(help="Of the rest: fp32, bf16 or fp16.")] = "bf16",
     progress: Annotated[
         bool | None, typer.Option(help="Progress bar [default: on a terminal].")
     ] = None,

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ def stdlib_docstrings() -> tuple[Docstring, ...]:
     return tuple(Docstring(name, text) for text, name in found.items())
 
 
-def every_nth(items: list, count: int) -> list:
+def every_nth(items: Sequence, count: int) -> Sequence:
     """`count` items spread evenly over the list."""
     return items if count >= len(items) else [items[i * len(items) // count] for i in range(count)]
 
