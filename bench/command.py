@@ -64,7 +64,7 @@ class _Progress:
         self.groups: dict[str, str] = {}  # test -> its group
         self.begun: list[str] = []
         self.failures: dict[str, str] = {}
-        self.skipped: dict[str, None] = {}  # why
+        self.skipped: dict[str, str] = {}  # test -> why
         self.stream = sys.stderr  # pytest puts its own in place while tests run
         self.terminal = self.stream.isatty()
 
@@ -93,7 +93,7 @@ class _Progress:
             text = crash.message if crash else str(report.longrepr)
             self.failures[report.nodeid] = text
         elif report.skipped:
-            self.skipped[report.longrepr[2].removeprefix("Skipped: ")] = None
+            self.skipped[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
 
     def pytest_sessionfinish(self) -> None:
         if self.terminal and self.begun:
@@ -123,10 +123,13 @@ def measure(names: Sequence[str], quick: bool) -> dict:
         if status == pytest.ExitCode.NO_TESTS_COLLECTED:
             raise InputError(f"no benchmark of {', '.join(names)} for this device")
         if status == pytest.ExitCode.OK and not output.exists():
-            raise InputError(f"nothing can be measured here: {'; '.join(progress.skipped)}")
+            reasons = dict.fromkeys(progress.skipped.values())
+            raise InputError(f"nothing can be measured here: {'; '.join(reasons)}")
         if not output.exists():
             sys.exit(f"taut: the suite measured nothing:\n{said.getvalue()}")
         document = compact(json.loads(output.read_text(encoding="utf-8")))
+    if progress.skipped:
+        document["skipped"] = progress.skipped
     if progress.failures:
         document["failures"] = progress.failures
         failed = {nodeid.partition("::")[2] for nodeid in progress.failures}
@@ -167,6 +170,8 @@ def show(record: Record, console: Console) -> None:
         console.print(f"{'roofs, probed':<16} {table.roofs(record)}", highlight=False)
     if missing := record.machine.get("peers_missing"):
         console.print(f"{'peers missing':<16} {', '.join(missing)}", highlight=False)
+    for cause, contenders in table.skipped(record).items():
+        console.print(f"{'skipped':<16} {contenders}: {cause}", highlight=False, markup=False)
     for test, cause in record.failures.items():
         console.print(f"FAILED {test}: {cause}", style="red", highlight=False, markup=False)
 

@@ -214,7 +214,11 @@ def openvino(path, precision) -> Embed:
         "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" else "bf16",
     }
     compiled = openvino.compile_model(model, "CPU", settings)
-    return in_batches(lambda ids, mask: torch.from_numpy(compiled([ids.numpy(), mask.numpy()])[0]))
+
+    def hidden_of(ids, mask):
+        return torch.from_numpy(compiled([ids.numpy(), mask.numpy()])[0])
+
+    return in_batches(hidden_of, "cpu")
 
 
 def ctranslate2(path, compute_type) -> Embed:

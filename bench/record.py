@@ -88,6 +88,7 @@ class Record:
     datetime: str
     rows: tuple[Row, ...]
     failures: dict[str, str]  # test -> why it gave no row
+    skipped: dict[str, str] = field(default_factory=dict)  # test -> why it was left out
     gpu_check: dict | None = None  # what bench/gpu_record.py adds
 
     @property
@@ -152,6 +153,7 @@ def parse(document: dict) -> Record:
         document["datetime"],
         tuple(rows),
         document.get("failures", {}),
+        document.get("skipped", {}),
         document.get("gpu_check"),
     )
 

@@ -81,3 +81,11 @@ def peers(record: Record) -> dict[str, str]:
         if row.role == "peer":
             found.setdefault(row.peer_version or "no version", {})[row.contender] = None
     return {version: ", ".join(names) for version, names in found.items()}
+
+
+def skipped(record: Record) -> dict[str, str]:
+    """{why: which contenders were left out for it}."""
+    found: dict[str, dict[str, None]] = {}
+    for test, cause in record.skipped.items():
+        found.setdefault(cause, {})[test.rpartition(" | ")[2].removesuffix("]")] = None
+    return {cause: ", ".join(names) for cause, names in found.items()}

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import bench_records
 from bench_records import scaled
-from taut.bench import command, performance, record, table
+from taut.bench import command, performance, record, report, table
 from taut.bench.compare import changes
 from taut.text_io import InputError
 
@@ -109,6 +109,14 @@ def test_the_table_says_everything_once(old):
 def test_failures_are_told(old):
     old["failures"] = {"bench_norm.py::test_norm[x]": "taut is wrong [its error is 3]"}
     assert "FAILED bench_norm.py::test_norm[x]: taut is wrong [its error is 3]" in printed(old)
+
+
+def test_what_was_skipped_is_told_once_per_reason(old):
+    reason = "ImportError: no [x] here"
+    old["skipped"] = {f"encode.py::test_encode[encode | {case} | mixed | {name}]": reason
+                      for case in ("a", "b") for name in ("openvino bf16", "openvino int8")}  # fmt: skip
+    assert printed(old).count(f"openvino bf16, openvino int8: {reason}") == 1
+    assert report.page(record.parse(old)).count(f"openvino bf16, openvino int8: {reason}") == 1
 
 
 def test_what_is_measured_across_ops_has_a_table_of_its_own(old):
