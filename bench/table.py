@@ -49,7 +49,7 @@ def cells(row: Row, group: list[Row]) -> tuple[str, ...]:
         rate(*row.rate),
         percent(row.roof_share),
         times(advantage(row, group)),
-        "" if row.error is None else f"{row.error:.1e}",
+        "" if row.deviation is None else f"{row.deviation:.1e}",
     )
 
 
