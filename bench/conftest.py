@@ -82,6 +82,15 @@ class Suite:
             self._measured = (case, *measured)
         return self._measured[1:]
 
+    def identity(self) -> dict:
+        """What two records must share to be compared; probes nothing."""
+        threads = torch.get_num_threads()
+        return {
+            "device": machine.slug(self.device, threads),
+            "threads": threads,
+            "clock": "cpu" if self.cpu_time else "wall",
+        }
+
     def machine(self) -> dict:
         return machine.describe(self.device, torch.get_num_threads(), self.clock)
 
@@ -166,8 +175,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     suite = config.stash[SUITE]
     versions, missing = peers.found_and_missing()
     machine_info.update(
-        suite.machine(),
-        clock="cpu" if suite.cpu_time else "wall",
+        suite.machine() | suite.identity(),
         torch=torch.__version__,
         taut=taut.__version__,
         versions=versions,

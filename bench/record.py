@@ -140,10 +140,13 @@ _EXTRA = {f.name for f in fields(Row)} - {"group", "median", "iqr", "rounds"}
 
 
 def parse(document: dict) -> Record:
-    """The record in a JSON document; KeyError, TypeError if it is none."""
+    """The record in a JSON document, without rows that failed their check; KeyError, TypeError if it
+    is none."""
     rows = []
     for benchmark in document["benchmarks"]:
         stats, extra = benchmark["stats"], benchmark["extra_info"]
+        if not extra.get("correct", True):
+            continue
         known = {name: value for name, value in extra.items() if name in _EXTRA}
         rows.append(
             Row(

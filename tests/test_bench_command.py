@@ -88,6 +88,12 @@ def test_records_without_a_common_case_are_refused(old):
         regressed(old, new)
 
 
+def test_rows_that_failed_their_check_do_not_count(old):
+    rows = len(record.parse(old).rows)
+    old["benchmarks"][0]["extra_info"]["correct"] = False
+    assert len(record.parse(old).rows) == rows - 1
+
+
 # ---- the table
 
 
@@ -242,6 +248,27 @@ def test_a_wrong_op_is_caught_and_not_shown(tmp_path):
     document = json.loads((tmp_path / "new.json").read_text())
     assert document["failures"]
     assert {b["extra_info"]["contender"] for b in document["benchmarks"]} == {"torch"}
+
+
+INTERRUPTED = """
+import taut
+def stop(*args, **options):
+    raise KeyboardInterrupt
+taut.layer_norm = stop
+"""
+
+
+def test_an_interrupted_run_leaves_no_record(tmp_path):
+    result = taut("norm", "--quick", "--json", tmp_path / "new.json", before=INTERRUPTED,
+                  **CPU_TIME)  # fmt: skip
+    assert result.returncode not in (0, 1) and not (tmp_path / "new.json").exists()
+
+
+def test_another_machine_is_refused_before_anything_is_measured(tmp_path, old):
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    result = taut("norm", "--quick", "--compare", tmp_path / "old.json", **CPU_TIME)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert "cannot compare: the old record has device made-up-2-cores" in result.stderr
 
 
 # ---- PERFORMANCE.md
