@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from taut._native import available_isas, libraries
-from taut.bench import cases, lengths, machine, probes, runner
+from taut.bench import cases, encoder_peers, lengths, machine, probes, runner
 from taut.registry import OPS
 from taut.text_io import InputError
 
@@ -176,6 +177,19 @@ def test_every_stem_has_cases(stem):
         if stem != "overhead":
             assert case.op in OPS and OPS[case.op].stem == stem
             assert case.contenders[0].startswith("taut") and len(case.contenders) > 1
+
+
+def test_openvino_takes_padded_batches(monkeypatch):
+    fake = SimpleNamespace(
+        convert_model=lambda *_, **options: None,
+        compile_model=lambda *_: lambda inputs: [inputs[0][..., None].repeat(4, 2)],
+    )
+    monkeypatch.setitem(sys.modules, "openvino", fake)
+    monkeypatch.setattr(encoder_peers, "_bert", lambda path: None)
+    embed = encoder_peers.openvino("anywhere", "f32")
+    torch.testing.assert_close(
+        embed(encoder_peers.Corpus(["a", "b"], [[1, 2], [3]])), torch.full((2, 4), 0.5)
+    )
 
 
 def test_encoders_have_cases():
