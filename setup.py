@@ -14,10 +14,15 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 # Machine code for A100, H100 and B200 (8.0 serves 8.x, too), PTX for whatever comes.
 CUDA_ARCHITECTURES = "8.0+PTX;9.0a;10.0a"
 ROOT = Path(__file__).resolve().parent
+# Of bench, what needs the repository around it: not part of the wheel.
+REPOSITORY_ONLY = {
+    "cuda_instructions", "cuda_kernels", "distil_binary", "gpu_record", "performance",
+}  # fmt: skip
 
 
 def environment_choice(name: str, accepted: tuple[str, ...], default: str) -> str:
@@ -61,6 +66,14 @@ def cuda_architectures() -> str:
         else:
             found.append(number if name.endswith("+PTX") else f"{number}-real")
     return ";".join(found)
+
+
+class BuildModules(build_py):
+    """Leaves REPOSITORY_ONLY out."""
+
+    def find_package_modules(self, package, package_dir):
+        modules = super().find_package_modules(package, package_dir)
+        return [m for m in modules if package != "taut.bench" or m[1] not in REPOSITORY_ONLY]
 
 
 class CMakeBuild(build_ext):
@@ -115,7 +128,7 @@ setup(
         "taut.triton_kernels": "triton_kernels",
     },
     package_data={"taut": ["py.typed"]},
-    exclude_package_data={"taut.bench": ["results/*", "results/*/*", "gpu_check.sh"]},
+    exclude_package_data={"taut.bench": ["results/*", "results/*/*", "*.sh", "*.cu", "*.txt"]},
     ext_modules=[Extension("taut._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": BuildModules},
 )

@@ -1,8 +1,10 @@
 """Varlen attention against torch's, over the length distributions that encoders meet.
 
 The packed (total_tokens, 3, 12, head_dim) projection goes in, (total_tokens, 12, head_dim) comes
-out. Useful operations are 4 length^2 heads head_dim per sequence, 2.5 times that backward.
+out; on a GPU taut's plan is made before anything is timed. Useful operations are 4 length^2 heads head_dim per sequence, 2.5 times that backward.
 """
+
+import functools
 
 import torch
 
@@ -10,7 +12,7 @@ import taut
 from taut.registry import GPU_KERNELS, OPS
 
 from . import attention_peers as peers
-from .cases import DTYPES, Case, Work, against, size_of
+from .cases import DTYPES, Case, Work, against, guarded, size_of
 from .lengths import of_tokens
 
 HEADS = 12
@@ -35,7 +37,7 @@ def _ours(qkv, lengths, slopes) -> dict[str, peers.Forward]:
 
 
 def _forwards(case, qkv, lengths, slopes) -> dict[str, peers.Forward]:
-    """Those of the case's contenders that are here."""
+    """Of the case's contenders."""
     device = qkv.device
     setups = {
         "sdpa loop": lambda: peers.loop(lengths, slopes),
@@ -44,14 +46,8 @@ def _forwards(case, qkv, lengths, slopes) -> dict[str, peers.Forward]:
         "torch varlen_attn": lambda: peers.varlen_attn(lengths, device),
         "flash_attn": lambda: peers.flash_attn(lengths, device, slopes),
     }
-    found = _ours(qkv, lengths, slopes)
-    for name in case.contenders:
-        if name in setups:
-            try:
-                found[name] = setups[name]()
-            except ImportError:  # older than this function
-                continue
-    return found
+    chosen = {name: guarded(setups[name]) for name in case.contenders if name in setups}
+    return _ours(qkv, lengths, slopes) | chosen
 
 
 def build(case: Case, device: torch.device) -> Work:
@@ -67,29 +63,36 @@ def build(case: Case, device: torch.device) -> Work:
     exact, plain = peers.exact(lengths, slopes), peers.loop(lengths, slopes)
     if axes["backward"]:
         grad = torch.randn_like(qkv[:, 0])
-        outs = {name: forward(qkv) for name, forward in forwards.items()}
 
         def gradient(out, of=qkv, grad=grad):
             return torch.autograd.grad(out, of, grad.to(out.dtype), retain_graph=True)[0]
 
+        def backward(forward):
+            out = functools.cache(lambda: forward(qkv))
+            return lambda: gradient(out())
+
         wide = qkv.detach().double().requires_grad_()
         return Work(
-            runs={name: lambda out=out: gradient(out) for name, out in outs.items()},
+            runs={name: backward(forward) for name, forward in forwards.items()},
             check=against(gradient(exact(wide), wide), gradient(plain(qkv))),
             tokens=len(qkv),
             flops=2.5 * flops,
             bytes=2 * size_of(qkv) + 2 * size_of(grad),
         )
     runs = {name: lambda forward=forward: forward(qkv) for name, forward in forwards.items()}
-    padded = peers.Padded(lengths, device, slopes)
+    padded = functools.cache(lambda: peers.Padded(lengths, device, slopes))
+
+    def over_padded():
+        attend, wide = padded(), padded().pad(qkv)
+        return lambda: attend(wide)
+
     if "sdpa padded" in case.contenders:
-        wide = padded.pad(qkv)
-        runs["sdpa padded"] = lambda: padded(wide)
+        runs["sdpa padded"] = guarded(over_padded)
     out = plain(qkv)
     return Work(
         runs=runs,
         check=against(
-            exact(qkv), out, lambda name, out: padded.unpad(out) if name == "sdpa padded" else out
+            exact(qkv), out, lambda name, out: padded().unpad(out) if name == "sdpa padded" else out
         ),
         tokens=len(qkv),
         flops=flops,

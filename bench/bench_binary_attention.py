@@ -2,6 +2,7 @@
 
 `bool` and `elastic` attend to whole sets of keys, so SDPA computes something else there and is held
 against its own exact result; `qk_only` is softmax attention over products of signs, as SDPA's.
+What taut takes is packed before anything is timed.
 """
 
 import torch

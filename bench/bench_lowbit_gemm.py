@@ -2,9 +2,11 @@
 
 x is bf16; ours quantize it per token inside, but for w4a16. What an integer peer needs of x is given
 to it, at no cost: codes for `onednn static int8` and `_int_mm` (which stops at int32). Errors are
-against the product that nothing quantizes, and a contender is allowed twice what its own
-quantization costs in exact arithmetic.
+against the product of what was quantized, and a contender is allowed twice what bf16 makes of it;
+`quantization_error` is the difference to the product that nothing quantizes.
 """
+
+import functools
 
 import torch
 from torch.nn import functional
@@ -12,7 +14,7 @@ from torch.nn import functional
 import taut
 from taut.formats import LowbitWeight, pack_codes
 
-from .cases import Case, Work, against, size_of
+from .cases import Case, Work, against, guarded, largest_difference, size_of
 
 SHAPES = ((384, 1536), (768, 768), (768, 3072), (3072, 768))  # in_features, out_features
 ROWS = (1, 16, 128, 512, 2048)
@@ -20,6 +22,7 @@ FEW_ROWS = 16  # those that keep x in bf16 take very long for more
 GROUP = 128  # of the int4 peer
 BITS = {"taut w8a8": 8, "taut w4a8": 4, "taut ternary": 2, "taut w4a16": 4}
 BF16 = {"axes": {"bits": 16}, "dtype": "bf16", "roof": "bf16"}
+WIDE_X = ("taut w4a16", "_weight_int8pack_mm", "_weight_int4pack_mm")  # products in bf16
 WITHOUT_BIAS = ("_int_mm", "_weight_int8pack_mm", "_weight_int4pack_mm")
 
 
@@ -55,7 +58,7 @@ def onednn(x, int8, scales, bias):
     return run, (codes.double() - 128) * scale
 
 
-def int4pack(x, weight):
+def int4_linear(x, weight):
     """Weight-only int4 in groups, and the weight that its codes stand for."""
     groups = weight.view(len(weight), -1, GROUP)
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
@@ -102,16 +105,29 @@ def build(case: Case, device: torch.device) -> Work:
         "_int_mm": (rounded_x, values[8]),
         "": (x, bf16_weight),
     }
-    if device.type == "cpu":
-        runs["onednn static int8"], static_x = onednn(x, int8, scales, bias)
+
+    def static_int8():
+        run, static_x = onednn(x, int8, scales, bias)
         meant["onednn static int8"] = (static_x, values[8])
-        bf16_scales = scales.bfloat16()
-        runs["_weight_int8pack_mm"] = lambda: torch.ops.aten._weight_int8pack_mm(
-            x, int8, bf16_scales
-        )
-        meant["_weight_int8pack_mm"] = (x, int8 * bf16_scales[:, None].double())
-        runs["_weight_int4pack_mm"], int4 = int4pack(x, weight)
+        return run
+
+    def int8pack():
+        half = scales.bfloat16()
+        meant["_weight_int8pack_mm"] = (x, int8 * half[:, None].double())
+        return lambda: torch.ops.aten._weight_int8pack_mm(x, int8, half)
+
+    def int4pack():
+        run, int4 = int4_linear(x, weight)
         meant["_weight_int4pack_mm"] = (x, int4)
+        return run
+
+    if device.type == "cpu":
+        setups = {
+            "onednn static int8": static_int8,
+            "_weight_int8pack_mm": int8pack,
+            "_weight_int4pack_mm": int4pack,
+        }
+        runs |= {name: guarded(setups[name]) for name in case.contenders if name in setups}
 
     def result(name, out):
         if name == "_int_mm":
@@ -121,22 +137,31 @@ def build(case: Case, device: torch.device) -> Work:
     def product(x, weight):
         return functional.linear(x.double(), weight.double(), bias.double())
 
+    unquantized = functools.cache(lambda: product(x, weight))
+
+    def check(name, out):
+        operands, out = meant.get(name, meant[""]), result(name, out)
+        plain = functional.linear(*(t.bfloat16() for t in operands), bf16_bias)
+        lost = largest_difference(out, unquantized())
+        return against(product(*operands), plain, ulps=1)(name, out) | {"quantization_error": lost}
+
+    own = {name: {"axes": {"bits": bits}} for name, bits in BITS.items()}
+    own |= {name: dict(BF16) for name in ("taut bf16", "torch bf16")}
+    own |= {"_weight_int4pack_mm": {"axes": {"bits": 4}}, "_weight_int8pack_mm": {}}
+    for name in WIDE_X:
+        own[name]["roof"] = "bf16"
+    besides = size_of(x) + 2 * rows * out_features
+    for facts in own.values():
+        bits = facts.get("axes", case.axes)["bits"]
+        facts["bytes"] = besides + weight.numel() * bits / 8
     return Work(
         runs=runs,
-        check=against(
-            product(x, weight),
-            {name: product(*operands).bfloat16() for name, operands in meant.items()},
-            result,
-        ),
+        check=check,
         tokens=rows,
         flops=2 * rows * weight.numel(),
-        bytes=size_of(x) + weight.numel() + 2 * rows * out_features,
+        bytes=besides + weight.numel(),
         ops={"taut bf16": "packed_linear"},
-        own={
-            **{name: {"axes": {"bits": bits}} for name, bits in BITS.items()},
-            **{name: BF16 for name in ("taut bf16", "torch bf16")},
-            "_weight_int4pack_mm": {"axes": {"bits": 4}},
-        },
+        own=own,
     )
 
 

@@ -11,6 +11,7 @@ import taut
 from .cases import DTYPES, Case, Work, against, size_of
 
 SHAPES = ((64, 384), (512, 384), (512, 768), (512, 3072), (4096, 768))
+CLOSE = 1.01  # codes are the same but for ties
 FACTORS = {384: (16, 24), 768: (24, 32), 3072: (48, 64)}
 
 
@@ -43,20 +44,19 @@ def build(case: Case, device: torch.device) -> Work:
     x, residual = torch.randn(2, rows, columns, device=device).to(DTYPES[case.dtype])
     weight, bias = torch.randn(2, columns, device=device).to(DTYPES[case.dtype])
     if case.op == "quantize_per_token":
+
+        def check(name, out):
+            plain = decomposed_quantize if name == "torch.ao" else plain_quantize
+            expected = _values(name, plain(x))
+            return against(x.double(), expected, _values, factor=CLOSE)(name, out)
+
         return Work(
             runs={
                 "taut": lambda: taut.quantize_per_token(x),
                 "torch": lambda: plain_quantize(x),
                 "torch.ao": lambda: decomposed_quantize(x),
             },
-            check=against(
-                x.double(),
-                {
-                    "": _values("torch", plain_quantize(x)),
-                    "torch.ao": _values("torch.ao", decomposed_quantize(x)),
-                },
-                _values,
-            ),
+            check=check,
             tokens=rows,
             bytes=size_of(x) + x.numel() + 4 * rows,
         )
@@ -74,6 +74,7 @@ def build(case: Case, device: torch.device) -> Work:
             norm(*(t.double() for t in operands)),
             _values("torch", plain_quantize(norm(*operands))),
             _values,
+            factor=CLOSE,
         ),
         tokens=rows,
         bytes=size_of(x, residual, x) + x.numel() + 4 * rows,

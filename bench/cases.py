@@ -26,7 +26,7 @@ class Work:
     tokens, flops, bytes: of one call, from real tokens; a multiply-add counts 2, bytes are each
         operand and result once.
     ops: {contender of taut: the op it runs}, where that is not the case's own.
-    own: {contender: {"axes", "dtype", "roof"}}, as far as they differ from those of the case.
+    own: {contender: {"axes", "dtype", "roof", "bytes"}}, as far as they differ from those of the case.
     """
 
     runs: dict[str, Callable[[], object]]
@@ -74,24 +74,29 @@ def largest_difference(out: torch.Tensor, exact: torch.Tensor) -> float:
     return (out.double() - exact.double()).abs().max().item()
 
 
-def allowed_error(plain: torch.Tensor, exact: torch.Tensor) -> float:
-    """Twice what the same maths in plain torch errs at its dtype, and 4 ulp of the largest value."""
+def allowed_error(plain: torch.Tensor, exact: torch.Tensor, factor=2.0, ulps=4.0) -> float:
+    """factor times what the same maths in plain torch errs at its dtype, and ulps of the largest
+    value."""
     ulp = torch.finfo(plain.dtype).eps if plain.is_floating_point() else 0.0
-    return 2 * largest_difference(plain, exact) + 4 * ulp * exact.double().abs().max().item()
+    slack = ulps * ulp * exact.double().abs().max().item()
+    return factor * largest_difference(plain, exact) + slack
 
 
 def against(
     exact: torch.Tensor,
     plain: torch.Tensor | dict[str, torch.Tensor],
     result: Callable[[str, object], torch.Tensor] = lambda name, out: out,
+    factor: float = 2.0,
+    ulps: float = 4.0,
 ) -> Callable[[str, object], dict]:
     """A `Work.check`: the largest difference to `exact`, held against that of `plain`.
 
     plain: the same maths in plain torch; a dict where contenders differ in it, its key "" for those
         it does not name. result: what brings a contender's output to the layout of `exact`.
+        factor, ulps: of `allowed_error`.
     """
     plains = plain if isinstance(plain, dict) else {"": plain}
-    allowed = {name: allowed_error(p, exact) for name, p in plains.items()}
+    allowed = {name: allowed_error(p, exact, factor, ulps) for name, p in plains.items()}
 
     def check(name: str, out: object) -> dict:
         error = largest_difference(result(name, out), exact)
@@ -105,6 +110,20 @@ def by_name(
 ) -> Callable[[str, object], dict]:
     """A `Work.check` for contenders that must give different things; key "" for those not named."""
     return lambda name, out: checks.get(name, checks.get(""))(name, out)
+
+
+def guarded(setup: Callable[[], Callable]) -> Callable:
+    """The contender that setup() makes; if that raises, one that raises the same when it is called,
+    so that it alone is left out."""
+    try:
+        return setup()
+    except Exception as error:
+        cause = error
+
+    def run(*_):
+        raise cause
+
+    return run
 
 
 def size_of(*tensors: torch.Tensor) -> int:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from taut.bench import table
-from taut.bench.compare import Change, changes
+from taut.bench.compare import Change, changes, require_same_machine
 from taut.bench.record import ENCODE, Record, compact, parse, read
 from taut.registry import OPS
 from taut.text_io import InputError, check_place, whole_or_nothing
@@ -59,16 +59,38 @@ class _Progress:
     measured.
     """
 
-    def __init__(self, ops: set[str]) -> None:
+    def __init__(self, ops: set[str], old: Record | None = None) -> None:
         self.ops = ops
+        self.old = old  # to compare with
+        self.refused: InputError | None = None
+        self.interrupted = False
         self.groups: dict[str, str] = {}  # test -> its group
         self.begun: list[str] = []
         self.failures: dict[str, str] = {}
-        self.skipped: dict[str, None] = {}  # why
+        self.skipped: dict[str, str] = {}  # test -> why
         self.stream = sys.stderr  # pytest puts its own in place while tests run
         self.terminal = self.stream.isatty()
 
-    def pytest_collection_modifyitems(self, items) -> None:
+    def pytest_keyboard_interrupt(self, excinfo) -> None:
+        import pytest
+
+        # pytest's own, of files that cannot be collected, are failures.
+        self.interrupted = not isinstance(excinfo.value, pytest.Session.Interrupted)
+
+    def _check_machine(self, config) -> None:
+        """Before anything is measured; the suite's settings are its conftest's."""
+        plugins = config.pluginmanager.get_plugins()
+        (suite,) = (config.stash[p.SUITE] for p in plugins if hasattr(p, "ReplayClock"))
+        try:
+            require_same_machine(self.old.machine, suite.identity())
+        except InputError as error:
+            self.refused = error
+
+    def pytest_collection_modifyitems(self, config, items) -> None:
+        if self.old is not None:
+            self._check_machine(config)
+        if self.refused:
+            items.clear()
         for item in items:
             if marker := item.get_closest_marker("benchmark"):  # a file without cases has none
                 group = marker.kwargs["group"]
@@ -93,19 +115,20 @@ class _Progress:
             text = crash.message if crash else str(report.longrepr)
             self.failures[report.nodeid] = text
         elif report.skipped:
-            self.skipped[report.longrepr[2].removeprefix("Skipped: ")] = None
+            self.skipped[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
 
     def pytest_sessionfinish(self) -> None:
         if self.terminal and self.begun:
             print("\r\x1b[K", end="", file=self.stream, flush=True)
 
 
-def measure(names: Sequence[str], quick: bool) -> dict:
-    """The record's document of the suite, or of the stems and ops named."""
+def measure(names: Sequence[str], quick: bool, old: Record | None = None) -> dict:
+    """The record's document of the suite, or of the stems and ops named; InputError, and nothing
+    measured, if it could not be compared with `old`."""
     import pytest
 
     files, ops = _chosen(names)
-    progress = _Progress(ops)
+    progress = _Progress(ops, old)
     said = io.StringIO()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -118,15 +141,20 @@ def measure(names: Sequence[str], quick: bool) -> dict:
                      "--benchmark-quiet", f"--benchmark-json={output}",
                      *(["--quick"] if quick else [])]  # fmt: skip
         status = pytest.main([*arguments, *map(str, files)], plugins=[progress])
-        if status == pytest.ExitCode.INTERRUPTED and not progress.failures:
+        if progress.interrupted:
             raise KeyboardInterrupt
+        if progress.refused:
+            raise progress.refused
         if status == pytest.ExitCode.NO_TESTS_COLLECTED:
             raise InputError(f"no benchmark of {', '.join(names)} for this device")
         if status == pytest.ExitCode.OK and not output.exists():
-            raise InputError(f"nothing can be measured here: {'; '.join(progress.skipped)}")
+            reasons = dict.fromkeys(progress.skipped.values())
+            raise InputError(f"nothing can be measured here: {'; '.join(reasons)}")
         if not output.exists():
             sys.exit(f"taut: the suite measured nothing:\n{said.getvalue()}")
         document = compact(json.loads(output.read_text(encoding="utf-8")))
+    if progress.skipped:
+        document["skipped"] = progress.skipped
     if progress.failures:
         document["failures"] = progress.failures
         failed = {nodeid.partition("::")[2] for nodeid in progress.failures}
@@ -167,6 +195,8 @@ def show(record: Record, console: Console) -> None:
         console.print(f"{'roofs, probed':<16} {table.roofs(record)}", highlight=False)
     if missing := record.machine.get("peers_missing"):
         console.print(f"{'peers missing':<16} {', '.join(missing)}", highlight=False)
+    for cause, contenders in table.skipped(record).items():
+        console.print(f"{'skipped':<16} {contenders}: {cause}", highlight=False, markup=False)
     for test, cause in record.failures.items():
         console.print(f"FAILED {test}: {cause}", style="red", highlight=False, markup=False)
 
@@ -196,7 +226,7 @@ def run(
     before = None if old is None else read(old)
     for path in filter(None, (json_path, html)):
         check_place(path)
-    document = measure(names, quick)
+    document = measure(names, quick, before)
     record = parse(document)
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     show(record, console)

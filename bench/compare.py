@@ -48,14 +48,19 @@ def _machine(pairs: list[tuple[Row, Row]], roof: str, old: Record, new: Record):
     return 1.0, 0.0
 
 
+def require_same_machine(old: dict, new: dict) -> None:
+    """InputError unless two machine_infos are of one device, used alike."""
+    for name in ("device", "threads", "clock"):
+        if old.get(name) != new.get(name):
+            raise InputError(
+                f"cannot compare: the old record has {name} {old.get(name)}, "
+                f"this run has {new.get(name)}"
+            )
+
+
 def changes(old: Record, new: Record) -> Iterator[Change]:
     """One Change per contender of taut that both runs measured; InputError if none can be compared."""
-    for name in ("device", "threads", "clock"):
-        before, now = old.machine.get(name), new.machine.get(name)
-        if before != now:
-            raise InputError(
-                f"cannot compare: the old record has {name} {before}, this run has {now}"
-            )
+    require_same_machine(old.machine, new.machine)
     before = {(row.group, row.contender): row for row in old.rows}
     common = [
         [(before[key], row) for row in rows if (key := (row.group, row.contender)) in before]

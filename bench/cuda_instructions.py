@@ -134,5 +134,5 @@ def table(found: list[Turn]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "bench/results/cuda_instructions.md")
-    text = HEADER.format(version=nvcc_version()) + "\n" + table(all_turns())
-    parser.parse_args().output.write_text(text)
+    output = parser.parse_args().output
+    output.write_text(HEADER.format(version=nvcc_version()) + "\n" + table(all_turns()))

@@ -53,4 +53,5 @@ def table() -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "bench/results/cuda_kernels.md")
-    parser.parse_args().output.write_text(table())
+    output = parser.parse_args().output
+    output.write_text(table())

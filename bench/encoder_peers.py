@@ -157,8 +157,18 @@ def _example() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @functools.cache
+def _folders() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="taut-bench-")
+
+
+def new_folder() -> Path:
+    """Removed when the process ends."""
+    return Path(tempfile.mkdtemp(dir=_folders().name))
+
+
+@functools.cache
 def _onnx_file(path: Path) -> Path:
-    file = Path(tempfile.mkdtemp()) / "model.onnx"
+    file = new_folder() / "model.onnx"
     names = ["input_ids", "attention_mask"]
     axes = {name: {0: "batch", 1: "length"} for name in (*names, "hidden")}
     torch.onnx.export(
@@ -214,14 +224,18 @@ def openvino(path, precision) -> Embed:
         "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" else "bf16",
     }
     compiled = openvino.compile_model(model, "CPU", settings)
-    return in_batches(lambda ids, mask: torch.from_numpy(compiled([ids.numpy(), mask.numpy()])[0]))
+
+    def hidden_of(ids, mask):
+        return torch.from_numpy(compiled([ids.numpy(), mask.numpy()])[0])
+
+    return in_batches(hidden_of, "cpu")
 
 
 def ctranslate2(path, compute_type) -> Embed:
     os.environ.setdefault("KMP_BLOCKTIME", "0")  # as ONNX Runtime's spinning
     import ctranslate2
 
-    folder = Path(tempfile.mkdtemp()) / "model"
+    folder = new_folder() / "model"
     ctranslate2.converters.TransformersConverter(str(path)).convert(str(folder))
     encoder = ctranslate2.Encoder(
         str(folder), device="cpu", compute_type=compute_type,
@@ -249,7 +263,7 @@ SETUPS: dict[str, Callable[[Path, str], Embed]] = {
     "transformers sdpa bf16": partial(transformers, dtype=BF16),
     "transformers compiled fp32": partial(transformers, dtype=FP32, compiled=True),
     "transformers compiled bf16": partial(transformers, dtype=BF16, compiled=True),
-    "sentence-transformers fp32": sentence_transformers,
+    "sentence-transformers fp32, from texts": sentence_transformers,
     "torchao int8 compiled": torchao,
     "onnxruntime fp32": lambda path, device: onnxruntime(path),
     "onnxruntime int8": lambda path, device: onnxruntime(path, int8=True),

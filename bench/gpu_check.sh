@@ -100,7 +100,7 @@ run_bench() {
   local stems stem failed=0
   stems=$("$python" -c "from taut.bench.command import stems; print(*stems())")
   for stem in $stems; do
-    [[ -e $out/bench-$stem.json ]] && continue
+    [[ -e $out/bench-$stem.json ]] && ! grep -q '"failures":' "$out/bench-$stem.json" && continue
     "$python" -c "from taut.cli import main; main()" bench "$stem" --quick \
       --json "$out/bench-$stem.json" || (($? == 2)) || failed=1 # 2: none of it runs here
   done
@@ -127,7 +127,7 @@ record() { # stage, status, seconds
   echo "$1: status $2"
 }
 
-[[ -n $force ]] && rm -f "$out"/bench-*.json
+[[ -n $force && -z $dry_run && " $stages " == *" bench "* ]] && rm -f "$out"/bench-*.json
 failures=0 begin=$SECONDS
 for stage in $stages; do
   limit=$(limit_of "$stage")

@@ -49,8 +49,9 @@ def _suite(folder: Path) -> dict:
         roofs = joined["machine_info"].setdefault("roofs", {})
         for name, rate in part["machine_info"].get("roofs", {}).items():
             roofs[name] = max(rate, roofs.get(name, 0))
-        if "failures" in part:
-            joined.setdefault("failures", {}).update(part["failures"])
+        for kind in ("failures", "skipped"):
+            if kind in part:
+                joined.setdefault(kind, {}).update(part[kind])
     return joined
 
 

@@ -5,7 +5,9 @@ from functools import cache
 
 import torch
 
+from taut import Encoder
 from taut.demo import default_model, every_nth, stdlib_docstrings
+from taut.text_io import InputError
 
 LONGEST = 512
 
@@ -19,10 +21,8 @@ def natural_lengths() -> tuple[int, ...]:
     """Tokens of the standard library's docstrings, in the order they are found; without the
     checkpoint that counts them, of a lognormal like theirs."""
     try:
-        from taut import Encoder
-
         encoder = Encoder.from_pretrained(default_model())
-    except (ImportError, ValueError):
+    except (InputError, OSError, ValueError):
         g = torch.Generator().manual_seed(0)
         lengths = _lognormal(38, 0.9)(g, 4096)
         return tuple(lengths.round().clamp(5, LONGEST).int().tolist())

@@ -78,7 +78,7 @@ def _encoders(record: Record) -> Iterator[str]:
                     f"{100 * row.spread:.1f} %",
                     table.times(advantage(row, group)),
                     "" if row.mean_cosine is None else f"{row.mean_cosine:.4f}",
-                    "" if row.error is None else f"{1 - row.error:.4f}",
+                    "" if row.deviation is None else f"{1 - row.deviation:.4f}",
                     "" if row.size_mb is None else f"{row.size_mb:.1f}",
                 )
             )

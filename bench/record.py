@@ -48,6 +48,7 @@ class Row:
     roof_share: float | None = None
     error: float | None = None  # an op: largest difference; an encoder: 1 - worst cosine
     allowed_error: float | None = None
+    quantization_error: float | None = None  # as error, to what nothing quantizes
     mean_cosine: float | None = None
     size_mb: float | None = None
 
@@ -60,6 +61,11 @@ class Row:
     def heading(self) -> str:
         """What it is listed under: its op, or what is measured across ops."""
         return self.op if self.stem in OP_STEMS else self.stem
+
+    @property
+    def deviation(self) -> float | None:
+        """From what nothing quantizes."""
+        return self.error if self.quantization_error is None else self.quantization_error
 
     @property
     def spread(self) -> float:
@@ -88,6 +94,7 @@ class Record:
     datetime: str
     rows: tuple[Row, ...]
     failures: dict[str, str]  # test -> why it gave no row
+    skipped: dict[str, str] = field(default_factory=dict)  # test -> why it was left out
     gpu_check: dict | None = None  # what bench/gpu_record.py adds
 
     @property
@@ -112,8 +119,9 @@ def advantage(row: Row, group: list[Row]) -> float | None:
     taut = [r for r in group if r.role == "taut"]
     if row.role != "peer" or not taut:
         return None
-    as_exact = [r for r in taut if (r.error or 0) <= 2 * (row.error or 0)]
-    own = min(as_exact, key=lambda r: r.median, default=min(taut, key=lambda r: r.error or 0))
+    as_exact = [r for r in taut if (r.deviation or 0) <= 2 * (row.deviation or 0)]
+    most_exact = min(taut, key=lambda r: r.deviation or 0)
+    own = min(as_exact, key=lambda r: r.median, default=most_exact)
     return row.median / own.median
 
 
@@ -132,10 +140,13 @@ _EXTRA = {f.name for f in fields(Row)} - {"group", "median", "iqr", "rounds"}
 
 
 def parse(document: dict) -> Record:
-    """The record in a JSON document; KeyError, TypeError if it is none."""
+    """The record in a JSON document, without rows that failed their check; KeyError, TypeError if it
+    is none."""
     rows = []
     for benchmark in document["benchmarks"]:
         stats, extra = benchmark["stats"], benchmark["extra_info"]
+        if not extra.get("correct", True):
+            continue
         known = {name: value for name, value in extra.items() if name in _EXTRA}
         rows.append(
             Row(
@@ -152,6 +163,7 @@ def parse(document: dict) -> Record:
         document["datetime"],
         tuple(rows),
         document.get("failures", {}),
+        document.get("skipped", {}),
         document.get("gpu_check"),
     )
 

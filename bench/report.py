@@ -96,6 +96,10 @@ def _facts(record: Record) -> str:
         f'<dt class="failed">failed</dt><dd class="failed">{escape(test)}: {escape(cause)}</dd>'
         for test, cause in record.failures.items()
     ]
+    items += [
+        f"<dt>skipped</dt><dd>{escape(contenders)}: {escape(cause)}</dd>"
+        for cause, contenders in table.skipped(record).items()
+    ]
     return f"<dl>{''.join(items)}</dl>"
 
 

@@ -49,7 +49,7 @@ def cells(row: Row, group: list[Row]) -> tuple[str, ...]:
         rate(*row.rate),
         percent(row.roof_share),
         times(advantage(row, group)),
-        "" if row.error is None else f"{row.error:.1e}",
+        "" if row.deviation is None else f"{row.deviation:.1e}",
     )
 
 
@@ -81,3 +81,11 @@ def peers(record: Record) -> dict[str, str]:
         if row.role == "peer":
             found.setdefault(row.peer_version or "no version", {})[row.contender] = None
     return {version: ", ".join(names) for version, names in found.items()}
+
+
+def skipped(record: Record) -> dict[str, str]:
+    """{why: which contenders were left out for it}."""
+    found: dict[str, dict[str, None]] = {}
+    for test, cause in record.skipped.items():
+        found.setdefault(cause, {})[test.rpartition(" | ")[2].removesuffix("]")] = None
+    return {cause: ", ".join(names) for cause, names in found.items()}

@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from taut._native import available_isas, libraries
-from taut.bench import cases, lengths, machine, probes, runner
+from taut.bench import cases, encoder_peers, lengths, machine, probes, runner
 from taut.registry import OPS
+from taut.text_io import InputError
 
 ROOT = Path(__file__).parent.parent
 STEMS = {op.stem for op in OPS.values()}
@@ -87,7 +89,7 @@ def test_a_wrong_result_fails_and_is_marked(made):
 
 def test_a_peer_that_cannot_take_part_is_skipped_with_the_reason(made):
     result, record = made
-    for reason in ("RuntimeError: ", "one call takes 0.9", "flash_attn is not installed",
+    for reason in ("RuntimeError: ", "one call takes ", "flash_attn is not installed",
                    "not available here"):  # fmt: skip
         assert reason in result.stdout, result.stdout
     assert "flash_attn" in record["machine_info"]["peers_missing"]
@@ -177,6 +179,19 @@ def test_every_stem_has_cases(stem):
             assert case.contenders[0].startswith("taut") and len(case.contenders) > 1
 
 
+def test_openvino_takes_padded_batches(monkeypatch):
+    fake = SimpleNamespace(
+        convert_model=lambda *_, **options: None,
+        compile_model=lambda *_: lambda inputs: [inputs[0][..., None].repeat(4, 2)],
+    )
+    monkeypatch.setitem(sys.modules, "openvino", fake)
+    monkeypatch.setattr(encoder_peers, "_bert", lambda path: None)
+    embed = encoder_peers.openvino("anywhere", "f32")
+    torch.testing.assert_close(
+        embed(encoder_peers.Corpus(["a", "b"], [[1, 2], [3]])), torch.full((2, 4), 0.5)
+    )
+
+
 def test_encoders_have_cases():
     from taut.bench import encode
 
@@ -215,6 +230,19 @@ def test_roof_share():
 
 
 # ---- lengths
+
+
+def test_lengths_without_the_checkpoint(monkeypatch):
+    def nothing():
+        raise InputError("no checkpoint here")
+
+    monkeypatch.setattr(lengths, "default_model", nothing)
+    lengths.natural_lengths.cache_clear()
+    try:
+        drawn = lengths.natural_lengths()
+    finally:
+        lengths.natural_lengths.cache_clear()
+    assert len(drawn) == 4096 and min(drawn) >= 5 and max(drawn) <= lengths.LONGEST
 
 
 @pytest.mark.parametrize(

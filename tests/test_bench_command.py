@@ -11,7 +11,7 @@ from rich.console import Console
 
 import bench_records
 from bench_records import scaled
-from taut.bench import command, performance, record, table
+from taut.bench import command, performance, record, report, table
 from taut.bench.compare import changes
 from taut.text_io import InputError
 
@@ -88,6 +88,12 @@ def test_records_without_a_common_case_are_refused(old):
         regressed(old, new)
 
 
+def test_rows_that_failed_their_check_do_not_count(old):
+    rows = len(record.parse(old).rows)
+    old["benchmarks"][0]["extra_info"]["correct"] = False
+    assert len(record.parse(old).rows) == rows - 1
+
+
 # ---- the table
 
 
@@ -109,6 +115,14 @@ def test_the_table_says_everything_once(old):
 def test_failures_are_told(old):
     old["failures"] = {"bench_norm.py::test_norm[x]": "taut is wrong [its error is 3]"}
     assert "FAILED bench_norm.py::test_norm[x]: taut is wrong [its error is 3]" in printed(old)
+
+
+def test_what_was_skipped_is_told_once_per_reason(old):
+    reason = "ImportError: no [x] here"
+    old["skipped"] = {f"encode.py::test_encode[encode | {case} | mixed | {name}]": reason
+                      for case in ("a", "b") for name in ("openvino bf16", "openvino int8")}  # fmt: skip
+    assert printed(old).count(f"openvino bf16, openvino int8: {reason}") == 1
+    assert report.page(record.parse(old)).count(f"openvino bf16, openvino int8: {reason}") == 1
 
 
 def test_what_is_measured_across_ops_has_a_table_of_its_own(old):
@@ -234,6 +248,29 @@ def test_a_wrong_op_is_caught_and_not_shown(tmp_path):
     document = json.loads((tmp_path / "new.json").read_text())
     assert document["failures"]
     assert {b["extra_info"]["contender"] for b in document["benchmarks"]} == {"torch"}
+
+
+INTERRUPTED = """
+import taut, torch
+def stop(x, *args, **options):  # wrong first, which is a failure
+    if x.dtype == torch.bfloat16:
+        raise KeyboardInterrupt
+    return x
+taut.layer_norm = stop
+"""
+
+
+def test_an_interrupted_run_leaves_no_record(tmp_path):
+    result = taut("norm", "--quick", "--json", tmp_path / "new.json", before=INTERRUPTED,
+                  **CPU_TIME)  # fmt: skip
+    assert result.returncode not in (0, 1) and not (tmp_path / "new.json").exists()
+
+
+def test_another_machine_is_refused_before_anything_is_measured(tmp_path, old):
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    result = taut("norm", "--quick", "--compare", tmp_path / "old.json", **CPU_TIME)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert "cannot compare: the old record has device made-up-2-cores" in result.stderr
 
 
 # ---- PERFORMANCE.md

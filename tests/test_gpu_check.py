@@ -113,6 +113,25 @@ def test_a_suite_that_was_cut_off_goes_on(tmp_path, measuring):
     assert "measuring dense_gemm\n" in log and "measuring norm\n" not in log
 
 
+def test_a_stem_that_failed_is_measured_again(tmp_path, measuring):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "bench-norm.json").write_text(json.dumps(part("norm", 1e12) | {"failures": {"a": "b"}}))
+    assert run(out, "--stages", "bench", "--python", measuring).returncode == 0
+    assert "measuring norm\n" in (out / "bench.log").read_text()
+    assert "failures" not in json.loads((out / "gpu_check.json").read_text())
+
+
+def test_force_deletes_only_what_is_measured_again(tmp_path, failing):
+    kept = tmp_path / "bench-norm.json"
+    kept.write_text(json.dumps(part("norm", 1e12)))
+    run(tmp_path, "--force", "--dry-run")
+    run(tmp_path, "--force", "--stages", "device", "--python", failing)
+    assert kept.exists()
+    run(tmp_path, "--force", "--stages", "bench", "--python", failing)
+    assert not kept.exists()
+
+
 def test_a_stage_without_time_left_is_left_for_the_next_run(tmp_path, measuring):
     script = tmp_path / "bench/gpu_check.sh"
     script.parent.mkdir()
