@@ -198,11 +198,11 @@ CASES = [
     )
     for device, model, order, batch, texts, contenders in (
         ("cpu", "minilm", "arrival", 32, 16, (*TAUT, *TORCH)),
-        ("cpu", "minilm", "arrival", 32, 128, (*TAUT, *peers.SETUPS)),
-        ("cpu", "minilm", "sorted", 32, 128, (*TAUT, *peers.SETUPS)),
+        ("cpu", "minilm", "arrival", 32, 64, (*TAUT, *peers.SETUPS)),
+        ("cpu", "minilm", "sorted", 32, 64, (*TAUT, *peers.SETUPS)),
         ("cpu", "minilm", "arrival", 1, 16, (*TAUT, *TORCH, *OTHERS, "onnxruntime int8")),
-        ("cpu", "bert-base", "arrival", 32, 32, (*TAUT, "taut bibert", *TORCH, *OTHERS)),
-        ("cpu", "bert-base", "sorted", 32, 32, (*TAUT, "taut bibert", *TORCH)),
+        ("cpu", "bert-base", "arrival", 32, 16, (*TAUT, "taut bibert", *TORCH, *OTHERS)),
+        ("cpu", "bert-base", "sorted", 32, 16, (*TAUT, "taut bibert", *TORCH)),
         ("cuda", "minilm", "arrival", 32, 512, (*TAUT, *TORCH)),
         ("cuda", "bert-base", "arrival", 32, 512, (*TAUT, *TORCH)),
     )

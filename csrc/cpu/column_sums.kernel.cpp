@@ -13,7 +13,12 @@ void column_sum(const ColumnSumParams& p, int64_t begin, int64_t end) {
   for_columns(end - begin, [&](int64_t c, int n) {
     Vec sum = Vec::zero();
     const In* x = static_cast<const In*>(p.x) + begin + c;
-    for (int64_t row = 0; row < p.rows; ++row, x += p.stride) sum = sum + load(x, n);
+    for (int64_t row = 0; row < p.rows;) {
+      Vec run = Vec::zero();
+      const int64_t last = p.rows - row < kSumRows ? p.rows : row + kSumRows;
+      for (; row < last; ++row, x += p.stride) run = run + load(x, n);
+      sum = sum + run;
+    }
     store(sum, out + c, n);
   });
 }
