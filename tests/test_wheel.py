@@ -12,7 +12,7 @@ def test_wheel_installs_and_works_in_a_fresh_environment(tmp_path):
                    "taut/triton_kernels/attention.py"):  # fmt: skip
         assert needed in names, names
     for left_out in ("performance.py", "cuda_kernels.py", "cuda_instructions.py", "gpu_record.py",
-                     "distil_binary.py", "probe_binary.cu", "requirements.txt", "gpu_check.sh",
+                     "distil_binary.py", "probe_binary", "requirements.txt", "gpu_check.sh",
                      "results"):  # fmt: skip
         assert not any(f"taut/bench/{left_out}" in name for name in names), left_out
     assert any("LICENSE" in name for name in names)
