@@ -188,7 +188,7 @@ def test_a_stem_that_cannot_run_here_is_wrong_use(stem, before, options, cause):
     result = taut(stem, "--quick", before=before, PYTEST_ADDOPTS=options)
     assert result.returncode == 2, result.stderr
     *progress, last = result.stderr.splitlines()
-    assert last == f"taut: {cause}" and all(" | " in line for line in progress)
+    assert last.startswith(f"taut: {cause}") and all(" | " in line for line in progress)
 
 
 def test_wrong_use_is_told_before_anything_is_measured(tmp_path):
