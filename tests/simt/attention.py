@@ -4,106 +4,55 @@ import ctypes
 
 import torch
 
-from simt import build
+from simt.memory import BOOL, FLOAT, INT32, POINTER, call, fields, memory_of, pointer_of, structure
 
 KINDS = {torch.bfloat16: 1, torch.float16: 0}
 HEADER, SHORT_ROWS, NO_WINDOW = 4, 64, 1 << 30
 
 
-def _structure(name, *fields):
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields)})
-
-
-def _fields(kind, names):
-    return [(name, kind) for name in names.split()]
-
-
-_pointer, _int, _float, _bool = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float, ctypes.c_bool
-Rows = _structure(
-    "Rows", *_fields(_pointer, "data bias"), *_fields(_int, "token_stride head_stride")
+Rows = structure("Rows", *fields(POINTER, "data bias"), *fields(INT32, "token_stride head_stride"))
+Gradient = structure(
+    "Gradient", *fields(POINTER, "data"), *fields(INT32, "token_stride head_stride")
 )
-Gradient = _structure(
-    "Gradient", *_fields(_pointer, "data"), *_fields(_int, "token_stride head_stride")
-)
-PlanParams = _structure(
+PlanParams = structure(
     "PlanParams",
-    *_fields(_pointer, "cu_seqlens_q cu_seqlens_k"),
-    *_fields(_int, "batch total_q total_k items"),
-    *_fields(_pointer, "plan"),
+    *fields(POINTER, "cu_seqlens_q cu_seqlens_k"),
+    *fields(INT32, "batch total_q total_k items"),
+    *fields(POINTER, "plan"),
 )
-Params = _structure(
+Params = structure(
     "Params",
-    *_fields(Rows, "q k v"),
-    *_fields(_pointer, "out logsumexp cu_seqlens_q cu_seqlens_k plan"),
-    *_fields(_int, "plan_items batch total_q total_k heads group head_dim"),
-    *_fields(_float, "scale"),
-    *_fields(_pointer, "alibi_slopes"),
-    *_fields(_int, "slopes_stride"),
-    *_fields(_pointer, "relative_bias"),
-    *_fields(_int, "relative_limit window_left window_right"),
-    *_fields(_float, "softcap"),
-    *_fields(_bool, "clip dropout"),
-    *_fields(_float, "clip_slope clip_offset"),
-    *_fields(ctypes.c_uint32, "dropout_threshold"),
-    *_fields(_float, "keep_scale"),
+    *fields(Rows, "q k v"),
+    *fields(POINTER, "out logsumexp cu_seqlens_q cu_seqlens_k plan"),
+    *fields(INT32, "plan_items batch total_q total_k heads group head_dim"),
+    *fields(FLOAT, "scale"),
+    *fields(POINTER, "alibi_slopes"),
+    *fields(INT32, "slopes_stride"),
+    *fields(POINTER, "relative_bias"),
+    *fields(INT32, "relative_limit window_left window_right"),
+    *fields(FLOAT, "softcap"),
+    *fields(BOOL, "clip dropout"),
+    *fields(FLOAT, "clip_slope clip_offset"),
+    *fields(ctypes.c_uint32, "dropout_threshold"),
+    *fields(FLOAT, "keep_scale"),
     ("seed", ctypes.c_uint32 * 2),
-    *_fields(_bool, "on_hopper"),
+    *fields(BOOL, "on_hopper"),
 )
-BackwardParams = _structure(
+BackwardParams = structure(
     "BackwardParams",
-    *_fields(_int, "phase"),
+    *fields(INT32, "phase"),
     ("forward", Params),
-    *_fields(Rows, "out grad_out"),
-    *_fields(Gradient, "dq dk dv"),
-    *_fields(_pointer, "lse2 delta key_plan"),
-    *_fields(_int, "key_plan_items"),
-    *_fields(_pointer, "slope_shares relative_shares"),
+    *fields(Rows, "out grad_out"),
+    *fields(Gradient, "dq dk dv"),
+    *fields(POINTER, "lse2 delta key_plan"),
+    *fields(INT32, "key_plan_items"),
+    *fields(POINTER, "slope_shares relative_shares"),
 )
-SharesParams = _structure(
+SharesParams = structure(
     "SharesParams",
-    *_fields(_pointer, "x out cu_seqlens"),
-    *_fields(_int, "rows columns total"),
+    *fields(POINTER, "x out cu_seqlens"),
+    *fields(INT32, "rows columns total"),
 )
-
-
-class Memory(ctypes.Structure):
-    """What the kernels of a call may touch: everything else is out of bounds."""
-
-    _fields_ = [
-        ("reads", ctypes.c_void_p * 16),
-        ("read_bytes", ctypes.c_int64 * 16),
-        ("writes", ctypes.c_void_p * 8),
-        ("write_bytes", ctypes.c_int64 * 8),
-    ]
-
-
-def _extent(t):
-    """Bytes from the first to the last element of t."""
-    if t.numel() == 0:
-        return 0
-    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    return (last + 1) * t.element_size()
-
-
-def _memory(reads, writes):
-    memory = Memory()
-    for pointers, sizes, tensors in (
-        (memory.reads, memory.read_bytes, reads),
-        (memory.writes, memory.write_bytes, writes),
-    ):
-        for i, t in enumerate(t for t in tensors if t is not None):
-            pointers[i], sizes[i] = t.data_ptr(), _extent(t)
-    return memory
-
-
-def _call(name, *arguments, schedule, seed=1, case="attention"):
-    function = getattr(build.load(case), name)
-    arguments = [ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in arguments]
-    build.call(function, *arguments, schedule, seed)
-
-
-def pointer_of(t):
-    return None if t is None else t.data_ptr()
 
 
 def _rows(t, bias=None):
@@ -117,7 +66,7 @@ def plan(cu_q, cu_k, total_q, total_k, schedule=0):
     params = PlanParams(
         cu_q.data_ptr(), cu_k.data_ptr(), batch, total_q, total_k, items, out.data_ptr()
     )
-    _call("plan", params, _memory((cu_q, cu_k), (out,)), schedule=schedule)
+    call("attention", "plan", params, memory_of((cu_q, cu_k), (out,)), schedule=schedule)
     return out
 
 
@@ -154,13 +103,12 @@ def forward(q, k, v, cu_q, cu_k, *options, biases=(None,) * 3, schedule=0, given
     p = _params(q, k, v, biases, cu_q, cu_k, items, options)
     p.out, p.logsumexp = out.data_ptr(), logsumexp.data_ptr()
     reads = (q, k, v, cu_q, cu_k, items, *options[1:3], *biases)
-    memory = _memory(reads, (out, logsumexp))
+    memory = memory_of(reads, (out, logsumexp))
     p.on_hopper = on_hopper
     if on_hopper:
-        _call(
-            "forward_hopper", p, memory, KINDS[q.dtype], schedule=schedule, case="attention_hopper"
-        )
-    _call("forward", p, memory, KINDS[q.dtype], schedule=schedule)
+        kind = KINDS[q.dtype]
+        call("attention_hopper", "forward_hopper", p, memory, kind, schedule=schedule)
+    call("attention", "forward", p, memory, KINDS[q.dtype], schedule=schedule)
     return out, logsumexp
 
 
@@ -189,8 +137,8 @@ def backward(
     b.slope_shares, b.relative_shares = map(pointer_of, (slope_shares, relative_shares))
     reads = (q, k, v, cu_q, cu_k, items, key_items, *options[1:3], *biases, out, grad_out,
              logsumexp)  # fmt: skip
-    memory = _memory(reads, (*gradients, lse2, delta, slope_shares, relative_shares))
-    _call("backward", b, memory, KINDS[q.dtype], schedule=schedule)
+    memory = memory_of(reads, (*gradients, lse2, delta, slope_shares, relative_shares))
+    call("attention", "backward", b, memory, KINDS[q.dtype], schedule=schedule)
 
     def summed(shares, like, per_sequence):
         if shares is None:
@@ -201,7 +149,14 @@ def backward(
             tiles, shares[0].numel() if tiles else like[..., :].numel(), total_q,
         )  # fmt: skip
         rows = like.shape[0] if per_sequence else 1
-        _call("shares", params, _memory((shares, cu_q), (sums,)), rows, schedule=schedule)
+        call(
+            "attention",
+            "shares",
+            params,
+            memory_of((shares, cu_q), (sums,)),
+            rows,
+            schedule=schedule,
+        )
         return sums
 
     return (

@@ -15,8 +15,8 @@ from simt.memory import (
     structure,
 )
 from taut.formats import words_of
+from taut.reference.dense_gemm import ACTIVATIONS
 
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ONE_RAIL, TWO_RAILS, CODES = range(3)
 SENTINEL = 0x5A5A5A5A
@@ -124,7 +124,7 @@ def _multiply(x, x_scale, packed, in_features, out_features, out, schedule, **gi
     else:
         p.out, p.out_type = out.data_ptr(), TYPES[out.dtype]
         p.scale, p.bias = pointer_of(given["scale"]), pointer_of(given["bias"])
-        p.activation = ACTIVATIONS.index(given.get("activation", "none"))
+        p.activation = list(ACTIVATIONS).index(given.get("activation", "none"))
     if residual is not None:
         p.residual, p.residual_stride = residual.data_ptr(), residual.stride(0)
         p.residual_type = TYPES[residual.dtype]
