@@ -176,7 +176,8 @@ def test_classifiers_keep_their_heads(tmp_path):
     quantized = classifier.quantize("w8a8", dtype=torch.float32)
     assert type(quantized.head.dense) is Linear
     want = classifier.predict(TEXTS)
-    assert (quantized.predict(TEXTS) - want).abs().max() < 0.1 * want.abs().max()
+    # 0.02 in the median, 0.06 at worst in 60 random models
+    assert (quantized.predict(TEXTS) - want).norm() < 0.2 * want.norm()
     quantized.save_pretrained(tmp_path / "b")
     again = SequenceClassifier.from_pretrained(tmp_path / "b")
     assert torch.equal(again.predict(TEXTS), quantized.predict(TEXTS))
