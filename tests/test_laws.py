@@ -15,6 +15,13 @@ ROOT = Path(__file__).parent.parent
 SHIPPED = [*(ROOT / "python").rglob("*.py"), *(ROOT / "triton_kernels").rglob("*.py")]
 PYTHON = [*SHIPPED, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
 PYTHON.append(ROOT / "setup.py")
+NATIVE = [
+    path
+    for room in ("csrc", "tests", "bench")
+    for ending in ("*.cpp", "*.h", "*.cu", "*.cuh")
+    for path in (ROOT / room).rglob(ending)
+]
+LONGEST_FILE = 600  # lines; 400 is what to aim at
 
 
 def tree_of(path):
@@ -27,6 +34,29 @@ def test_no_star_imports():
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ImportFrom):
                 assert node.names[0].name != "*", f"{path}:{node.lineno}"
+
+
+def test_no_file_is_too_long():
+    assert len(NATIVE) > 150
+    lines = {path: path.read_text(encoding="utf-8").count("\n") for path in (*PYTHON, *NATIVE)}
+    assert not {path for path, count in lines.items() if count > LONGEST_FILE}
+
+
+def test_assembly_stays_in_its_room():
+    room = ROOT / "csrc/cuda/ptx"
+    with_assembly = {
+        path for path in NATIVE if re.search(r"\basm( volatile)?[ (]", path.read_text("utf-8"))
+    }
+    assert with_assembly and all(room in path.parents for path in with_assembly)
+
+
+def test_parameters_and_formats_know_no_torch():
+    """What crosses from host to device, and what both read."""
+    shared = [p for p in (ROOT / "csrc/common").iterdir() if "check" not in p.name]
+    crossing = [*shared, *(ROOT / "csrc/cuda").glob("*_params.h")]
+    assert len(crossing) > 6
+    for path in crossing:
+        assert "<torch" not in path.read_text("utf-8"), path
 
 
 def variables_read(path):
