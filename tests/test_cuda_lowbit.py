@@ -47,6 +47,11 @@ def test_rows_without_elements_and_with_gaps():
     cases.check_no_rows_and_layouts(runner())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_places_of_rows(dtype):
+    cases.check_places_of_rows(runner(), dtype)
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("tiles", lowbit.KERNELS)
 def test_integer_products(bits, tiles):

@@ -36,9 +36,10 @@ struct BinaryTile {
   // Behind the products: 16 rows of sums of each warp.
   static constexpr int kSumPitch = kBitsPerWord + 16;
   static constexpr int kSharedBytes = kStages * kStageWords * 8 + (kRows + kChannels) * 4;
+
+  __device__ __forceinline__ static int row_place(int word) { return word; }
   static_assert(kStages * kStageWords * 8 >= kThreads / 32 * 16 * kSumPitch * 4,
                 "sums fit where the stages were");
-  __device__ __forceinline__ static int row_place(int word) { return word; }
   static_assert(kRows <= kThreads && kChannels <= kThreads, "a thread counts a row and a channel");
 };
 

@@ -78,8 +78,7 @@ struct BinaryWalk {
 
 // A stage has S::kStepWords words of each row, in pieces of kPieceWords, where S::row_place puts
 // them, and behind those a line of 64 channels per panel and word, kChannelPitch words apart. A
-// thread copies one piece of every kRowStep-th row, and two channels of one word of each
-// panel.
+// thread copies one piece of every kRowStep-th row, and of each panel two channels of one word.
 template <class S>
 struct BinaryCopies {
   static_assert(S::kThreads / 32 == S::kStepWords, "a warp copies the channels of a word");

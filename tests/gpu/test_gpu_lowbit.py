@@ -55,6 +55,11 @@ def test_small_rows_without_elements_and_with_gaps():
     cases.check_no_rows_and_layouts(run)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_small_places_of_rows(dtype):
+    cases.check_places_of_rows(run, dtype)
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_small_integer_products(bits):
     cases.check_products(run, bits, SHAPES)
