@@ -30,6 +30,7 @@ KERNELS = (
     "attention_plan",
     "binary_attention",
     "binary_gemm",
+    "binary_gemm_sm90a",
     "lowbit_gemm_3",
     "lowbit_gemm_8",
     "lowbit_gemm_sm90a",
@@ -99,10 +100,10 @@ def architectures(source: Path) -> tuple[str, ...]:
     """
     if source.stem.endswith("_f16"):
         return ("90a",)
-    if source.stem.startswith("binary_"):
-        return ("80", "90a")
     if source.stem.endswith("_sm90a"):
         return ("90a",)
+    if source.stem.startswith("binary_"):
+        return ("80", "90a")
     if source.stem.endswith("_sm90"):
         return ("90a", "100a")
     return ARCHITECTURES

@@ -105,6 +105,30 @@ def check_no_rows_and_layouts(run):
         assert_same(run(op, x[:0], *rest), want(op, x[:0], *rest))
 
 
+def check_places_of_rows(run, dtype):
+    """A row's bits do not depend on where it lies: at multiples of 16 bytes, or elsewhere."""
+    x, residual = torch.randn(2, 5, 300).to(dtype)
+    scale, shift = torch.rand(300) + 0.5, torch.randn(300)
+    bias, weight, norm_bias = torch.randn(3, 300).to(dtype)
+
+    def outputs(x, residual):
+        return (
+            *run("quantize_per_token", x, scale, shift, 8, "absmax", False, 100),
+            *run("quantize_per_token", x, None, None, 8, "midrise", False, 0),
+            *run("layer_norm_quantize", x, residual, bias, weight, norm_bias, None, None, EPS, 8),
+        )
+
+    want = outputs(x, residual)
+    for first, columns in ((0, 304), (0, 303), (1, 304)):
+        places = []
+        for t in (x, residual):
+            wide = torch.full((5, columns), float("nan"), dtype=dtype)
+            wide[:, first : first + 300] = t
+            places.append(wide[:, first : first + 300])
+        assert_same(outputs(*places), want)
+        assert_same(outputs(x, places[1]), want)
+
+
 # ---- integer products
 
 

@@ -13,6 +13,7 @@ NAN = float("nan")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # in_features, out_features: words, steps of four words and panels that are full, partial and single.
 SHAPES = ((1, 1), (64, 64), (70, 130), (256, 65), (1100, 3), (1280, 129))
+by_both_kernels = pytest.mark.parametrize("kernel", cuda.KERNELS)
 
 
 def stray_bits(bits, columns):
@@ -40,9 +41,10 @@ def test_pack_and_unpack(columns, schedule):
             assert torch.equal(signs, reference.unpack_bits(bits, columns))
 
 
+@by_both_kernels
 @pytest.mark.parametrize("rails", (1, 2))
 @pytest.mark.parametrize("shape", SHAPES)
-def test_sums_are_exact(shape, rails):
+def test_sums_are_exact(shape, rails, kernel):
     in_features, out_features = shape
     packed = random_weight(out_features, in_features)
     one = torch.ones(out_features)
@@ -50,12 +52,60 @@ def test_sums_are_exact(shape, rails):
         x = random_bits(rows, in_features, rails)
         want = reference._sums(x, packed, out_features, in_features)
         x = stray_bits(x, in_features)
-        got = cuda.binary_linear(x, None, packed, one, None, out_features, in_features)
-        assert torch.equal(got.double(), want)
+        args = (x, None, packed, one, None, out_features, in_features)
+        assert torch.equal(cuda.binary_linear(*args, kernel=kernel).double(), want)
         for shape in ((out_features,), (3, out_features)):
             thresholds = torch.randint(-9, 10, shape, dtype=torch.int32)
-            bits = cuda.binary_linear_bits(x, packed, thresholds, out_features, in_features)
+            args = (x, packed, thresholds, out_features, in_features)
+            bits = cuda.binary_linear_bits(*args, kernel=kernel)
             assert torch.equal(bits, reference.compare(want, thresholds))
+
+
+@by_both_kernels
+@pytest.mark.parametrize("attempt", range(12))
+def test_fuzz(attempt, kernel):
+    """Any shape, in any schedule: floats of exact sums, and bits of them."""
+    rows, in_features, out_features = (int(torch.randint(1, most, ())) for most in (200, 1500, 270))
+    packed = random_weight(out_features, in_features)
+    rails, schedule = attempt // 3 % 3, build.SCHEDULES[attempt % 3]
+    row_scale = None
+    if rails:
+        x = random_bits(rows, in_features, rails)
+    else:
+        largest = 2 ** int(torch.randint(8, ()))
+        x = torch.randint(-largest, largest, (rows, in_features)).to(torch.int8)
+        row_scale = torch.ones(rows, 1)
+    want = reference._sums(x, packed, out_features, in_features)
+    x = stray_bits(x, in_features) if rails and attempt % 2 else x
+    args = (x, row_scale, packed, torch.ones(out_features), None, out_features, in_features)
+    got = cuda.binary_linear(*args, schedule=schedule, kernel=kernel)
+    assert torch.equal(got.double(), want)
+    if rails:
+        most = int(in_features**0.5) + 1
+        thresholds = torch.randint(-most, most, (3, out_features), dtype=torch.int32)
+        args = (x, packed, thresholds, out_features, in_features)
+        bits = cuda.binary_linear_bits(*args, schedule=schedule, kernel=kernel)
+        assert torch.equal(bits, reference.compare(want, thresholds))
+
+
+@by_both_kernels
+def test_rows_of_pairs_of_words(kernel):
+    """Rows at multiples of 16 bytes, which may end in half a pair, and rows that begin elsewhere."""
+    packed, one = random_weight(70, 300), torch.ones(70)
+    bits = random_bits(40, 300, 2)
+    want = reference._sums(bits, packed, 70, 300)
+    wide = torch.full((40, 2, 8), -1)
+    for first in (0, 1):
+        x = wide[..., first : first + 5]
+        x[:] = bits
+        got = cuda.binary_linear(x, None, packed, one, None, 70, 300, kernel=kernel)
+        assert torch.equal(got.double(), want)
+
+
+def test_choice_of_tiles():
+    """Large tiles where they fill a GPU of 132 multiprocessors."""
+    assert [cuda.chosen_tiles(rows, 3072) for rows in (1, 640, 641, 100000)] == [0, 0, 1, 1]
+    assert [cuda.chosen_tiles(rows, 768) for rows in (512, 2048, 4096)] == [0, 0, 1]
 
 
 def test_tiles_of_128_rows():
@@ -68,46 +118,53 @@ def test_tiles_of_128_rows():
     assert torch.equal(bits, reference.compare(want, thresholds))
 
 
+@by_both_kernels
 @pytest.mark.parametrize("schedule", build.SCHEDULES)
-def test_schedules(schedule):
+def test_schedules(schedule, kernel):
     packed, x = random_weight(130, 1100), random_bits(65, 1100)
     thresholds = torch.randint(-9, 10, (130,), dtype=torch.int32)
-    bits = cuda.binary_linear_bits(x, packed, thresholds, 130, 1100, schedule)
+    bits = cuda.binary_linear_bits(x, packed, thresholds, 130, 1100, schedule, kernel)
     assert torch.equal(bits, reference.binary_linear_bits(x, packed, thresholds, 130, 1100))
 
 
+@by_both_kernels
 @pytest.mark.parametrize("largest", (1, 2, 8, 100, 128))
-def test_sums_of_codes(largest):
+def test_sums_of_codes(largest, kernel):
     packed, one, row_scale = random_weight(70, 300), torch.ones(70), torch.ones(40, 1)
     q = torch.randint(-largest, min(largest, 127) + 1, (40, 300)).to(torch.int8)
     q[0], q[1, :5] = -largest, 0
-    got = cuda.binary_linear(strided_rows(q), row_scale, packed, one, None, 70, 300)
+    args = (strided_rows(q), row_scale, packed, one, None, 70, 300)
+    got = cuda.binary_linear(*args, kernel=kernel)
     assert torch.equal(got.double(), reference._sums(q, packed, 70, 300))
 
 
+@by_both_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", cuda.ACTIVATIONS)
-def test_epilogue(activation, dtype):
+def test_epilogue(activation, dtype, kernel):
     for out_features in (68, 67):  # by four, one by one
         packed, x = random_weight(out_features, 130), random_bits(40, 130)
         scale, bias = torch.randn(2, out_features) / 10
         residual = torch.randn(40, out_features).to(dtype)
         args = (x, None, packed, scale, bias, out_features, 130, activation, residual)
-        got = cuda.binary_linear(*args, dtype)
+        got = cuda.binary_linear(*args, dtype, kernel=kernel)
         exact = reference.binary_linear(*args, torch.float32)
         assert_close_by_comparison(got, exact.to(dtype), exact)
 
 
-def test_row_scale_of_codes():
+@by_both_kernels
+def test_row_scale_of_codes(kernel):
     packed, row_scale = random_weight(70, 130), torch.rand(33, 1)
     q = torch.randint(-9, 10, (33, 130)).to(torch.int8)
     args = (q, row_scale, packed, torch.randn(70), None, 70, 130)
-    torch.testing.assert_close(cuda.binary_linear(*args), reference.binary_linear(*args))
+    got = cuda.binary_linear(*args, kernel=kernel)
+    torch.testing.assert_close(got, reference.binary_linear(*args))
 
 
+@by_both_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("columns", (70, 128))
-def test_layer_norm(columns, dtype):
+def test_layer_norm(columns, dtype, kernel):
     packed, x = random_weight(columns, 130), random_bits(40, 130)
     scale, bias, threshold = torch.randn(3, columns)
     residual, weight, norm_bias = (
@@ -115,7 +172,7 @@ def test_layer_norm(columns, dtype):
     )
     for rest in ((weight, norm_bias, 1e-5, threshold), (None, None, 1e-3)):
         args = (x, None, packed, scale, bias, 130, strided_rows(residual), *rest)
-        out, bits = cuda.binary_linear_layer_norm(*args)
+        out, bits = cuda.binary_linear_layer_norm(*args, kernel=kernel)
         wide = [t.double() if isinstance(t, torch.Tensor) and t.dtype == dtype else t for t in rest]
         exact, _ = reference.binary_linear_layer_norm(
             *args[:6], residual.double() if dtype != torch.float32 else residual, *wide

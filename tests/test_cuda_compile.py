@@ -101,10 +101,14 @@ INSTRUCTIONS = {
     "binary_linear_kernel": {
         "": [r"BMMA\.168256\.AND\.POPC", r"LDGSTS\.E\.64.*", r"LDGSTS\.E\.BYPASS\.128.*"]
     },
+    "binary_wgmma_kernel": {"": [r"BGMMA\.64x128x256\.AND\.POPC", r"LDGSTS\.E\.BYPASS\.128.*"]},
     "lowbit_linear_kernel": {
         "": [r"IMMA\.16832\.S8\.S8", r"LDSM\.16\.M88\.4", r"LDGSTS\.E\.BYPASS\.128.*"]
     },
     "lowbit_wgmma_kernel": {"": [r"IGMMA\.64x128x32\.S8\.S8", r"LDGSTS\.E\.BYPASS\.128.*"]},
+    "lowbit_wgmma_groups_kernel": {
+        "": [r"IGMMA\.64x64x32\.S8\.S8", r"LDGSTS\.E", r"LDGSTS\.E\.BYPASS\.128.*"]
+    },
     "lowbit_floats_kernel": {"": [r"HMMA\.16816\.F32(\.BF16)?", r"LDGSTS\.E\.BYPASS\.128.*"]},
     "register_budgets": {"": [r"USETMAXREG\.DEALLOC.*", r"USETMAXREG\.TRY_ALLOC.*"]},
 } | {
@@ -151,6 +155,14 @@ def test_hopper_softmax_runs_under_products(compiled):
         (loop,), (hidden,) = kernel.loops, kernel.hidden
         assert hidden["MUFU.EX2"] == loop["MUFU.EX2"] >= 24
         assert hidden["FFMA"] > 0.9 * loop["FFMA"]
+
+
+def test_wgmma_is_not_serialized(compiled):
+    """ptxas leaves products as asynchronous as they are written, and says nothing of them."""
+    kernels = [kernel for found in compiled.values() for kernel in found]
+    linears = [kernel for kernel in kernels if re.match(r"\w+_wgmma_\w+<", kernel.name)]
+    assert len(linears) == 2 + 4 + 4 * 3  # of bits, of codes, of codes in groups
+    assert not [(kernel.name, kernel.notes) for kernel in linears if kernel.notes]
 
 
 def hot_kernels(compiled):

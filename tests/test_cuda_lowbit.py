@@ -47,8 +47,13 @@ def test_rows_without_elements_and_with_gaps():
     cases.check_no_rows_and_layouts(runner())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_places_of_rows(dtype):
+    cases.check_places_of_rows(runner(), dtype)
+
+
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("tiles", lowbit.TILES)
+@pytest.mark.parametrize("tiles", lowbit.KERNELS)
 def test_integer_products(bits, tiles):
     cases.check_products(runner(tiles), bits, SHAPES)
 
@@ -67,15 +72,29 @@ def test_hopper_products(bits, schedule):
 
 
 @pytest.mark.parametrize(("bits", "group_size"), GROUPED)
-@pytest.mark.parametrize("tiles", lowbit.TILES)
+@pytest.mark.parametrize("tiles", lowbit.KERNELS)
 def test_groups(bits, group_size, tiles):
     cases.check_groups(runner(tiles), bits, group_size)
 
 
-@pytest.mark.parametrize("attempt", range(12))
+@pytest.mark.parametrize("group_size", (32, 64, 128, 256))
+@pytest.mark.parametrize("schedule", build.SCHEDULES)
+def test_hopper_groups(group_size, schedule):
+    """Tiles in part and whole, groups that end with a stage, within and after it, and in part."""
+    run = runner(lowbit.WGMMA, schedule)
+    for bits, shape in ((4, (65, 70, 300)), (8, (64, 128, 512)), (3, (3, 130, 65))):
+        cases.check_groups(run, bits, group_size, shape)
+
+
+@pytest.mark.parametrize("attempt", range(16))
 def test_fuzz(attempt):
     seed = int(torch.randint(1 << 62, ()))
-    cases.check_fuzz(runner(attempt % 3, attempt // 3 % 3), seed)
+    cases.check_fuzz(runner(attempt % 4, attempt // 4 % 3), seed)
+
+
+@pytest.mark.parametrize("attempt", range(12))
+def test_fuzz_of_hopper(attempt):
+    cases.check_fuzz(runner(lowbit.WGMMA, attempt % 3), int(torch.randint(1 << 62, ())))
 
 
 def test_extremes_stay_within_int32():
@@ -99,7 +118,7 @@ def test_epilogues(dtype, epilogue):
 @pytest.mark.parametrize("out_group_size", (0, 32, 64, 128, 256))
 @pytest.mark.parametrize("out_bits", (4, 8))
 def test_requantizing(out_group_size, out_bits):
-    for tiles in (0, 2):
+    for tiles in (0, 2, lowbit.WGMMA):
         cases.check_requantizing(runner(tiles), out_bits, out_group_size)
 
 
@@ -122,7 +141,7 @@ def test_tiles_give_the_same_bits():
     x, residual = torch.randn(70, 100), torch.randn(70, 130)
     operands = (None, *weight, torch.randn(130), 130, 4, 32, 8, "gelu", residual, 0.0, None)
     large = runner(2)("lowbit_linear", x, *operands)[0]
-    for tiles in (0, 1):
+    for tiles in (0, 1, lowbit.WGMMA):
         assert torch.equal(runner(tiles)("lowbit_linear", x, *operands)[0], large)
     x, operands = x.bfloat16(), (*operands[:9], 0, "gelu", residual.bfloat16(), 0.0, None)
     small, large = (runner(tiles)("lowbit_linear", x, *operands)[0] for tiles in (0, 1))
@@ -146,3 +165,11 @@ def test_choice_of_tiles(processors):
     # Where 128 x 128 would leave most multiprocessors idle.
     assert lowbit.chosen_tiles(512, 768, processors) == 1
     assert lowbit.chosen_tiles(1, 768, processors, least_columns=128) == 2
+
+
+def test_choice_of_wgmma():
+    """Tiles of 128 rows, which are wgmma's on Hopper, from fewer rows on."""
+    for width in ENCODER_WIDTHS:
+        assert [lowbit.chosen_tiles(2**i, width, 132, 1, True) for i in (0, 4, 20)] == [0, 0, 2]
+    assert [lowbit.chosen_tiles(rows, 768, 132) for rows in (512, 2048)] == [1, 1]
+    assert [lowbit.chosen_tiles(rows, 768, 132, 1, True) for rows in (512, 2048)] == [1, 2]

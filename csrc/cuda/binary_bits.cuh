@@ -1,4 +1,4 @@
-// Rows of numbers <-> packed signs: one warp per row.
+// Rows of numbers <-> packed signs, and LayerNorm of rows: one warp per row.
 #pragma once
 #include "cuda/binary_gemm_params.h"
 #include "cuda/ptx/convert.h"
@@ -6,7 +6,6 @@
 namespace taut {
 
 constexpr int kRowThreads = 256;  // of the kernels that give a warp a row
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 // This warp's first row and the number of warps of the grid.
 struct RowWalk {
@@ -15,10 +14,6 @@ struct RowWalk {
 __device__ __forceinline__ RowWalk row_walk() {
   const int per_block = kRowThreads / 32;
   return {int64_t{blockIdx.x} * per_block + threadIdx.x / 32, int64_t{gridDim.x} * per_block};
-}
-
-__device__ __forceinline__ uint64_t word_of(uint32_t low, uint32_t high) {
-  return uint64_t{high} << 32 | low;
 }
 
 template <class T>
@@ -97,6 +92,41 @@ __global__ void __launch_bounds__(kRowThreads)
     for (int width = 16; width > 0; width /= 2) differ |= __shfl_xor_sync(kAllLanes, differ, width);
     const int highest = 32 - __clz(static_cast<int>(differ));
     if (lane == 0) p.highest[row] = highest > 1 ? highest : 1;
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kRowThreads)
+    binary_norm_kernel(const __grid_constant__ BinaryNormParams p) {
+  const int lane = threadIdx.x % 32, words = words_of(p.columns);
+  const auto sum_lanes = [](float x) {
+    for (int width = 16; width > 0; width /= 2) x += __shfl_xor_sync(kAllLanes, x, width);
+    return x;
+  };
+  const RowWalk walk = row_walk();
+  for (int64_t row = walk.first; row < p.rows; row += walk.step) {
+    const float* x = p.x + row * p.columns;
+    float sum = 0.0f, square = 0.0f;
+    for (int c = lane; c < p.columns; c += 32) sum += x[c];
+    const float mean = sum_lanes(sum) / p.columns;
+    for (int c = lane; c < p.columns; c += 32) square += (x[c] - mean) * (x[c] - mean);
+    const float rstd = 1.0f / sqrtf(sum_lanes(square) / p.columns + p.eps);
+    uint32_t* bits = reinterpret_cast<uint32_t*>(p.bits + row * words);
+    for (int half = 0; half < 2 * words; ++half) {
+      const int c = half * 32 + lane;
+      float value = 0.0f, limit = 0.0f;
+      if (c < p.columns) {
+        const float weight =
+            p.weight == nullptr ? 1.0f : ptx::to_float(static_cast<const T*>(p.weight)[c]);
+        const float bias =
+            p.bias == nullptr ? 0.0f : ptx::to_float(static_cast<const T*>(p.bias)[c]);
+        value = (x[c] - mean) * rstd * weight + bias;
+        limit = p.threshold == nullptr ? 0.0f : p.threshold[c];
+        static_cast<T*>(p.out)[row * p.columns + c] = ptx::from_float<T>(value);
+      }
+      const uint32_t above = __ballot_sync(kAllLanes, c < p.columns && value > limit);
+      if (lane == 0) bits[half] = above;
+    }
   }
 }
 

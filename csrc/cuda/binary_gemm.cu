@@ -1,7 +1,9 @@
 // Launchers of packed signs and of linear layers over 1-bit weights on CUDA. Devices without
 // products of bits go on to Triton.
 #include "cuda/binary_arguments.h"
+#include "cuda/binary_gemm.h"
 #include "cuda/binary_gemm_launch.cuh"
+#include "cuda/build.h"
 #include "cuda/launch.cuh"
 
 namespace taut {
@@ -148,11 +150,35 @@ class BinaryLinearCall {
     for (const void* data : {static_cast<const void*>(p.scale), static_cast<const void*>(p.bias),
                              p.residual, static_cast<const void*>(p.out)})
       p.vectors = p.vectors && reinterpret_cast<uintptr_t>(data) % 16 == 0;
-    if (p.rows > 0) launch_binary_linear(p, launch);
+    multiply();
     return out;
   }
 
+  Tensor run_to_bits(const Tensor& thresholds) {
+    p.rails = thresholds.dim() == 2 ? 2 : 1;
+    p.thresholds = thresholds_of(thresholds, {p.out_features}, p.rails, inputs, device, op_);
+    Tensor bits = empty_bits(p.rows, p.rails, words_of(p.out_features), device);
+    p.bits = write_words(bits);
+    multiply();
+    return bits;
+  }
+
+  // Which kernel ran, for record_variant.
+  const char* variant() const { return variant_; }
+
  private:
+  void multiply() {
+    if (p.rows == 0) return;
+    if constexpr (kHasHopper) {
+      if (compute_capability(device) == 90 &&
+          choose_binary_tiles(p.rows, p.out_features) == BinaryTiles::rows_128) {
+        variant_ = "native/hopper";
+        return run_binary_wgmma(p, launch.stream);
+      }
+    }
+    launch_binary_linear(p, launch);
+  }
+
   void set_codes(const Tensor& x, const Optional& x_scale) {
     const int64_t words = words_of(p.in_features);
     p.rows = x.dim() ? x.size(0) : 0;
@@ -178,6 +204,7 @@ class BinaryLinearCall {
   }
 
   const char* op_;
+  const char* variant_ = "native";
 };
 
 Tensor binary_linear(const Tensor& x, const Optional& x_scale, const Tensor& packed,
@@ -190,7 +217,7 @@ Tensor binary_linear(const Tensor& x, const Optional& x_scale, const Tensor& pac
   call.set_scale(scale, bias, residual, dtype);
   call.p.activation = parse_activation(epilogue, op);
   Tensor out = call.run_to_floats(dtype);
-  record_variant(op, "native");
+  record_variant(op, call.variant());
   return out;
 }
 
@@ -199,13 +226,8 @@ Tensor binary_linear_bits(const Tensor& x, const Tensor& packed, const Tensor& t
   const char* op = "binary_linear_bits";
   check(x.scalar_type() != ScalarType::Char, op, "x must be int64 bits, got int8");
   BinaryLinearCall call(op, x, std::nullopt, packed, out_features, in_features);
-  call.p.rails = thresholds.dim() == 2 ? 2 : 1;
-  call.p.thresholds =
-      thresholds_of(thresholds, {out_features}, call.p.rails, call.inputs, call.device, op);
-  Tensor bits = empty_bits(call.p.rows, call.p.rails, words_of(call.p.out_features), call.device);
-  call.p.bits = write_words(bits);
-  if (call.p.rows > 0) launch_binary_linear(call.p, call.launch);
-  record_variant(op, "native");
+  Tensor bits = call.run_to_bits(thresholds);
+  record_variant(op, call.variant());
   return bits;
 }
 
@@ -236,7 +258,7 @@ std::tuple<Tensor, Tensor> binary_linear_layer_norm(const Tensor& x, const Optio
   n.out = out.mutable_data_ptr();
   n.bits = write_words(bits);
   if (n.rows > 0) launch_binary_norm(n, call.launch);
-  record_variant(op, "native");
+  record_variant(op, call.variant());
   return {out, bits};
 }
 

@@ -17,68 +17,31 @@
 // 1, and a lane ends with four neighbouring channels 4 t ... of each group of 16.
 #pragma once
 #include "cuda/binary_epilogue.cuh"
-#include "cuda/ptx/cp_async.h"
+#include "cuda/binary_stage.cuh"
 #include "cuda/ptx/mma.h"
 
 namespace taut {
 
-// Starts copying words [first_word, first_word + 4) of a plane and of the weight; zeros where there
-// are none.
-template <class S>
-__device__ __forceinline__ void load_stage(uint64_t* stage, const BinaryLinearParams& p,
-                                           const BinaryBlock& block, int plane, int first_word) {
-#pragma unroll
-  for (int i = 0; i < S::kRowWords / S::kThreads; ++i) {
-    const int chunk = i * S::kThreads + threadIdx.x;
-    const int64_t row = block.first_row + chunk / S::kStepWords;
-    const int word = first_word + chunk % S::kStepWords;
-    const bool exists = row < p.rows && word < block.words;
-    const uint64_t* source = p.x + row * p.x_stride + plane * p.plane_stride + word;
-    ptx::cp_async<8>(stage + chunk, exists ? source : p.x, exists ? 8 : 0);
-  }
-  const int panels = words_of(p.out_features);
-  uint64_t* channels = stage + S::kRowWords;
-#pragma unroll
-  for (int i = 0; i < S::kPanels * S::kStepWords * 32 / S::kThreads; ++i) {
-    const int chunk = i * S::kThreads + threadIdx.x;
-    const int line = chunk / 32, pair = chunk % 32 * 2;  // line: (panel, word)
-    const int panel = block.first_panel + line / S::kStepWords;
-    const int word = first_word + line % S::kStepWords;
-    const bool exists = panel < panels && word < block.words;
-    const uint64_t* source = p.packed + (int64_t{panel} * block.words + word) * kBitsPerWord + pair;
-    ptx::cp_async<16>(channels + line * S::kChannelPitch + pair, exists ? source : p.packed,
-                      exists ? 16 : 0);
-  }
-}
+template <int M_>
+struct BinaryTile {
+  static constexpr int M = M_;
+  static constexpr int kRows = 32 * M, kPanels = 2, kChannels = kPanels * kBitsPerWord;
+  static constexpr int kThreads = 128, kGroups = kBitsPerWord / 16;
+  static constexpr int kStages = 4, kStepWords = 4, kPieceWords = 1;
+  // Rows of words lie 32 bytes apart, words of channels 32 bytes more than a multiple of 128, so
+  // that the four words t and the rows g of a load lie in different banks.
+  static constexpr int kChannelPitch = kBitsPerWord + 4;
+  static constexpr int kRowWords = kRows * kStepWords;
+  static constexpr int kStageWords = kRowWords + kPanels * kStepWords * kChannelPitch;
+  // Behind the products: 16 rows of sums of each warp.
+  static constexpr int kSumPitch = kBitsPerWord + 16;
+  static constexpr int kSharedBytes = kStages * kStageWords * 8 + (kRows + kChannels) * 4;
 
-// Clears the bits behind the last column in the words that this thread copied; they have arrived.
-template <class S>
-__device__ __forceinline__ void clear_tail(uint64_t* stage, uint64_t mask, int last) {
-#pragma unroll 1
-  for (int i = 0; i < S::kRowWords / S::kThreads; ++i) {
-    const int chunk = i * S::kThreads + threadIdx.x;
-    if (chunk % S::kStepWords == last) stage[chunk] &= mask;
-  }
-  uint64_t* channels = stage + S::kRowWords;
-#pragma unroll 1
-  for (int i = 0; i < S::kPanels * S::kStepWords * 32 / S::kThreads; ++i) {
-    const int chunk = i * S::kThreads + threadIdx.x;
-    uint64_t* pair = channels + chunk / 32 * S::kChannelPitch + chunk % 32 * 2;
-    if (chunk / 32 % S::kStepWords == last) {
-      pair[0] &= mask;
-      pair[1] &= mask;
-    }
-  }
-}
-
-// The set bits of this thread's row (words one apart) or channel (`pitch` apart) in a stage.
-template <class S>
-__device__ __forceinline__ int count_bits(const uint64_t* words, int pitch) {
-  int count = 0;
-#pragma unroll
-  for (int w = 0; w < S::kStepWords; ++w) count += __popcll(words[w * pitch]);
-  return count;
-}
+  __device__ __forceinline__ static int row_place(int word) { return word; }
+  static_assert(kStages * kStageWords * 8 >= kThreads / 32 * 16 * kSumPitch * 4,
+                "sums fit where the stages were");
+  static_assert(kRows <= kThreads && kChannels <= kThreads, "a thread counts a row and a channel");
+};
 
 // acc[m][2 j + i]: rows 16 m ... of the warp, channels 16 j + i + 2 c. `flip` inverts the weight.
 template <class S>
@@ -110,15 +73,36 @@ __device__ __forceinline__ void multiply_stage(int32_t (&acc)[S::M][2 * S::kGrou
   }
 }
 
-// How many planes the block's rows need: those of codes go by the largest code.
 template <class S>
-__device__ __forceinline__ int planes_of(const BinaryLinearParams& p, int64_t first_row) {
-  if (p.input != BinaryInput::codes) return p.input == BinaryInput::one_rail ? 1 : 2;
-  const int64_t row = first_row + threadIdx.x;
-  const int highest = threadIdx.x < S::kRows && row < p.rows ? p.highest[row] : 1;
-  int planes = 2;
-  for (int i = 2; i < kCodePlanes; ++i) planes = __syncthreads_or(highest >= i) ? i + 1 : planes;
-  return planes;
+__device__ __forceinline__ void store_results(const BinaryLinearParams& p, const BinaryBlock& block,
+                                              const int32_t (&acc)[S::M][2 * S::kGroups][4]) {
+  int32_t* shared = reinterpret_cast<int32_t*>(dynamic_shared());
+  const int32_t* row_counts = shared + 2 * S::kStages * S::kStageWords;
+  const int32_t* columns = row_counts + S::kRows;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int warp_panel = warp % S::kPanels, warp_row = warp / S::kPanels * 16 * S::M;
+  int32_t* sums = shared + warp * 16 * S::kSumPitch;
+  const BinarySlice slice(p, block.first_panel + warp_panel, columns + warp_panel * kBitsPerWord);
+#pragma unroll 1  // one copy of what follows the sums
+  for (int m = 0; m < S::M; ++m) {
+#pragma unroll
+    for (int i = 0; i < S::M; ++i) {
+      if (i != m) continue;
+#pragma unroll
+      for (int j = 0; j < S::kGroups; ++j) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int32_t (&first)[4] = acc[i][2 * j], (&second)[4] = acc[i][2 * j + 1];
+          *reinterpret_cast<int4*>(sums + (g + 8 * h) * S::kSumPitch + j * 16 + 4 * t) =
+              make_int4(first[2 * h], second[2 * h], first[2 * h + 1], second[2 * h + 1]);
+        }
+      }
+    }
+    __syncwarp();
+    const int row = warp_row + m * 16;
+    store_slice<S>(p, slice, sums, row_counts + row, block.first_row + row);
+    __syncwarp();
+  }
 }
 
 template <class S>
@@ -127,46 +111,28 @@ __global__ void __launch_bounds__(S::kThreads)
   uint64_t* stages = reinterpret_cast<uint64_t*>(dynamic_shared());
   int32_t* row_counts = reinterpret_cast<int32_t*>(stages + S::kStages * S::kStageWords);
   const int thread = threadIdx.x, warp = thread / 32;
-  const int across = (words_of(p.out_features) + S::kPanels - 1) / S::kPanels;
-  BinaryBlock block;
-  block.first_row = int64_t{blockIdx.x / across} * S::kRows;
-  block.first_panel = blockIdx.x % across * S::kPanels;
-  block.words = words_of(p.in_features);
-  block.planes = planes_of<S>(p, block.first_row);
+  const BinaryBlock block = block_of<S>(p);
   const bool is_codes = p.input == BinaryInput::codes, one_rail = p.input == BinaryInput::one_rail;
-  const int per_plane = (block.words + S::kStepWords - 1) / S::kStepWords;
-  const int steps = per_plane * block.planes;
-  const int tail_bits = p.in_features % kBitsPerWord;
-  const uint64_t tail = (uint64_t{1} << tail_bits) - 1;
+  const int steps = block.steps<S>();
 
-  int next_index = 0, next_word = 0;  // what is loaded next: planes from the highest down
+  BinaryWalk next, at;
   const auto load_next = [&](int step) {
-    if (step < steps) {
-      const int plane = is_codes ? block.planes - 1 - next_index : next_index;
-      load_stage<S>(stages + step % S::kStages * S::kStageWords, p, block, plane, next_word);
-      next_word += S::kStepWords;
-      if (next_word >= block.words) {
-        next_word = 0;
-        ++next_index;
-      }
-    }
+    if (step < steps) load_stage<S>(stages + step % S::kStages * S::kStageWords, p, block, next);
     ptx::cp_async_commit();
   };
   for (int i = 0; i < S::kStages - 1; ++i) load_next(i);
 
   int32_t acc[S::M][2 * S::kGroups][4] = {};
-  int row_count = 0, channel_count = 0, index = 0, word = 0;
+  int row_count = 0, channel_count = 0;
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     ptx::cp_async_wait<S::kStages - 2>();
     uint64_t* stage = stages + step % S::kStages * S::kStageWords;
     uint64_t* channels = stage + S::kRowWords;
-    if (tail_bits && word + S::kStepWords >= block.words)
-      clear_tail<S>(stage, tail, block.words - 1 - word);
+    clear_tail<S>(stage, p, block, at);
     __syncthreads();  // the stage is complete, and nobody reads the one before any more
     load_next(step + S::kStages - 1);
-    if (is_codes && word == 0 && index > 0) {
-      const int factor = index == 1 ? -2 : 2;
+    if (const int factor = at.factor(is_codes); factor != 1) {
       row_count *= factor;
 #pragma unroll
       for (int i = 0; i < S::M * 2 * S::kGroups * 4; ++i)
@@ -174,18 +140,10 @@ __global__ void __launch_bounds__(S::kThreads)
     }
     multiply_stage<S>(acc, stage + warp / S::kPanels * 16 * S::M * S::kStepWords,
                       channels + warp % S::kPanels * S::kStepWords * S::kChannelPitch,
-                      !is_codes && index == 1 ? ~0u : 0u);
-    if (thread < S::kRows) row_count += count_bits<S>(stage + thread * S::kStepWords, 1);
-    if (one_rail) {
-      const int line = thread / kBitsPerWord * S::kStepWords;
-      channel_count += count_bits<S>(channels + line * S::kChannelPitch + thread % kBitsPerWord,
-                                     S::kChannelPitch);
-    }
-    word += S::kStepWords;
-    if (word >= block.words) {
-      word = 0;
-      ++index;
-    }
+                      at.flip(is_codes));
+    if (thread < S::kRows) row_count += count_row<S>(stage, thread);
+    if (one_rail) channel_count += count_channel<S>(channels, thread);
+    at.advance<S>(block);
   }
   if (thread < S::kRows) row_counts[thread] = row_count;
   row_counts[S::kRows + thread] = one_rail ? 2 * channel_count - p.in_features : 0;

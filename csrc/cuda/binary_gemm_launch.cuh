@@ -1,7 +1,9 @@
 // Which kernels serve packed signs and 1-bit linear layers, for the launchers and for the host
 // executor alike: `launch(name, kernel, blocks, threads, shared bytes, params)`.
 #pragma once
+#include "cuda/binary_bits.cuh"
 #include "cuda/binary_gemm.cuh"
+#include "cuda/binary_tiles.h"
 
 namespace taut {
 
@@ -30,20 +32,16 @@ void launch_code_planes(const CodePlanesParams& p, const Launch& launch) {
   launch("code_planes", code_planes_kernel, row_blocks(p.rows), kRowThreads, 0, p);
 }
 
-// Tiles of 128 rows where they fill a GPU (some 132 blocks), else of 32. Sums are whole numbers, so
-// that this touches no result.
 template <class Launch>
 void launch_binary_linear(const BinaryLinearParams& p, const Launch& launch) {
-  constexpr int64_t kFull = 132;
-  const auto run = [&](auto tile, bool last) {
+  const auto run = [&](auto tile) {
     using S = decltype(tile);
-    const int64_t across = (words_of(p.out_features) + S::kPanels - 1) / S::kPanels;
-    const int64_t blocks = (p.rows + S::kRows - 1) / S::kRows * across;
-    if (blocks < kFull && !last) return false;
-    launch("binary_linear", binary_linear_kernel<S>, blocks, S::kThreads, S::kSharedBytes, p);
-    return true;
+    launch("binary_linear", binary_linear_kernel<S>, binary_blocks<S>(p), S::kThreads,
+           S::kSharedBytes, p);
   };
-  if (!run(BinaryTile<4>{}, false)) run(BinaryTile<1>{}, true);
+  if (choose_binary_tiles(p.rows, p.out_features) == BinaryTiles::rows_128)
+    return run(BinaryTile<4>{});
+  run(BinaryTile<1>{});
 }
 
 template <class Launch>

@@ -10,9 +10,14 @@ namespace taut {
 
 constexpr int kBitsPerWord = 64;
 constexpr int kCodePlanes = 8;
+constexpr unsigned kAllLanes = 0xffffffffu;
 
 __host__ __device__ constexpr int words_of(int columns) {
   return (columns + kBitsPerWord - 1) / kBitsPerWord;
+}
+
+__host__ __device__ constexpr uint64_t word_of(uint32_t low, uint32_t high) {
+  return uint64_t{high} << 32 | low;
 }
 
 // Rows of floats -> signs. Strides are in elements everywhere; `threshold` may be null.

@@ -89,7 +89,7 @@ class LowbitProducts {
   }
 
   __device__ __forceinline__ void load_stage(int s) const {
-    Stage::load(p_, first_row_, panel_, s, stage(s));
+    Stage::load(p_, first_row_, panel_, s, stage(s), thread_);
   }
 
   __device__ __forceinline__ void multiply_stage(int s) {

@@ -17,7 +17,7 @@ struct LowbitDevice {
 template <int bits>
 const char* run_lowbit_linear(const LowbitParams& p, ScalarType x_dtype, LowbitDevice device,
                               cudaStream_t stream);
-// Integer products of many rows, with one scale per channel.
+// Integer products of many rows.
 template <int bits>
 void run_lowbit_wgmma(const LowbitParams& p, cudaStream_t stream);
 

@@ -11,10 +11,11 @@ const char* run_lowbit_linear(const LowbitParams& p, ScalarType x_dtype, LowbitD
                               cudaStream_t stream) {
   const GridLaunch launch{stream};
   if (x_dtype == ScalarType::Char) {
+    const bool has_wgmma = kHasHopper && device.is_hopper;
     const LowbitTiles tiles =
-        choose_tiles(p.rows, p.out_features, device.processors, least_columns(p));
+        choose_tiles(p.rows, p.out_features, device.processors, least_columns(p), has_wgmma);
     if constexpr (kHasHopper) {
-      if (device.is_hopper && tiles == LowbitTiles::rows_128 && !p.general()) {
+      if (has_wgmma && tiles == LowbitTiles::rows_128) {
         run_lowbit_wgmma<bits>(p, stream);
         return "native/hopper";
       }

@@ -21,28 +21,31 @@ struct LowbitStage {
   static constexpr int kPanelWords = kPanelRows * kCodeStride;
   static constexpr int kBytes = kRowBytes + 4 * Tile::kPanels * kPanelWords;
 
-  // Stage s under way to `place`. Rows, features, panels and blocks that there are not become
-  // zeros; they meet zeros only.
+  static_assert(kRowBytes % (16 * Tile::kThreads) == 0 && Tile::kThreads % 64 == 0,
+                "a thread copies the same piece of rows whose swizzle is the same");
+
+  // Stage s under way to `place`. Features and blocks that there are not become zeros; rows and
+  // panels that there are not have no results, so the last ones stand for them.
   __device__ __forceinline__ static void load(const LowbitParams& p, int64_t first_row,
-                                              int first_panel, int s, uint8_t* place) {
-    const int thread = static_cast<int>(threadIdx.x);
-    const int8_t* x = static_cast<const int8_t*>(p.x);
-    for_pieces<kRowBytes / 16, Tile::kThreads>(thread, [&](int i) {
-      const int64_t row = first_row + i / 8;
-      const int feature = s * kStageFeatures + i % 8 * 16;
-      const int bytes = row < p.rows ? min(max(p.in_features - feature, 0), 16) : 0;
-      ptx::cp_async<16>(place + ptx::swizzle_128(16 * i),
-                        bytes > 0 ? x + row * p.x_stride + feature : x, bytes);
-    });
-    const int panels = (p.out_features + kLowbitPanel - 1) / kLowbitPanel;
+                                              int first_panel, int s, uint8_t* place, int thread) {
+    const int feature = s * kStageFeatures + thread % 8 * 16;
+    const int bytes = min(max(p.in_features - feature, 0), 16);
+    const int8_t* x = static_cast<const int8_t*>(p.x) + (bytes > 0 ? feature : 0);
+    uint8_t* piece = place + ptx::swizzle_128(16 * thread);
+#pragma unroll
+    for (int n = 0; n < kRowBytes / 16 / Tile::kThreads; ++n) {
+      const int64_t row = first_row + n * (Tile::kThreads / 8) + thread / 8;
+      ptx::cp_async<16>(piece + 16 * n * Tile::kThreads,
+                        x + (row < p.rows ? row : p.rows - 1) * p.x_stride, bytes);
+    }
+    const int last_panel = (p.out_features - 1) / kLowbitPanel;
     const int rows = (p.in_features + kLowbitBlock - 1) / kLowbitBlock * code_rows(bits);
     for_pieces<Tile::kPanels * kPanelRows * 16, Tile::kThreads>(thread, [&](int i) {
-      const int panel = first_panel + i / 16 / kPanelRows;
+      const int64_t panel = min(first_panel + i / 16 / kPanelRows, last_panel);
       const int row = s * kPanelRows + i / 16 % kPanelRows;
-      const bool exists = panel < panels && row < rows;
-      const int64_t offset = exists ? (int64_t{panel} * rows + row) * 256 + i % 16 * 16 : 0;
+      const int64_t offset = (panel * rows + min(row, rows - 1)) * 256 + i % 16 * 16;
       ptx::cp_async<16>(place + kRowBytes + i / 16 * 4 * kCodeStride + i % 16 * 16,
-                        p.packed + offset, exists ? 16 : 0);
+                        p.packed + offset, row < rows ? 16 : 0);
     });
   }
 };

@@ -1,5 +1,7 @@
 // Rows to int8, and LayerNorm to int8: a warp takes a row, which it keeps in shared memory in fp32.
-// A lane reads what other lanes wrote only behind __syncwarp.
+// A lane reads what other lanes wrote only behind __syncwarp. Rows are read 8 elements at a time
+// where they lie at multiples of 16 bytes; what is summed is summed from shared memory, so that its
+// order, and with it a row's bits, does not depend on where the row lies.
 #pragma once
 #include "cuda/ptx/convert.h"
 #include "cuda/quantize_codes.cuh"
@@ -27,6 +29,32 @@ struct WarpRow {
 template <class T>
 __device__ __forceinline__ float load_or(const void* vector, int c, float absent) {
   return vector ? ptx::to_float(static_cast<const T*>(vector)[c]) : absent;
+}
+
+constexpr int kRunElements = 8;  // that a lane reads at once
+
+// The columns of whole runs where all of these may be read that way; null pointers may.
+template <class... Pointers>
+__device__ __forceinline__ int run_columns(int columns, Pointers... pointers) {
+  const bool aligned = ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+  return aligned ? columns / kRunElements * kRunElements : 0;
+}
+
+template <class T>
+__device__ __forceinline__ void read_run(float (&run)[kRunElements], const T* from) {
+  constexpr int kPieces = kRunElements * sizeof(T) / 16;
+  alignas(16) T loaded[kRunElements];
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i)
+    reinterpret_cast<uint4*>(loaded)[i] = reinterpret_cast<const uint4*>(from)[i];
+#pragma unroll
+  for (int i = 0; i < kRunElements; ++i) run[i] = ptx::to_float(loaded[i]);
+}
+
+__device__ __forceinline__ void keep_run(float* values, const float (&run)[kRunElements]) {
+  float4* place = reinterpret_cast<float4*>(values);
+  place[0] = make_float4(run[0], run[1], run[2], run[3]);
+  place[1] = make_float4(run[4], run[5], run[6], run[7]);
 }
 
 // Times the Hadamard matrix of each block of 128 columns over sqrt(128): butterflies of ascending
@@ -85,7 +113,23 @@ __global__ void quantize_kernel(const __grid_constant__ QuantizeParams p) {
   const WarpRow w(p.columns);
   if (w.row >= p.rows) return;
   const T* x = static_cast<const T*>(p.x) + w.row * p.x_stride;
-  for (int c = w.lane; c < p.columns; c += 32) {
+  const int whole = run_columns(p.columns, x, p.channel_shift, p.channel_scale);
+  for (int c = w.lane * kRunElements; c < whole; c += 32 * kRunElements) {
+    float run[kRunElements], of_channels[kRunElements];
+    read_run(run, x + c);
+    if (p.channel_shift) {
+      read_run(of_channels, p.channel_shift + c);
+#pragma unroll
+      for (int i = 0; i < kRunElements; ++i) run[i] = run[i] - of_channels[i];
+    }
+    if (p.channel_scale) {
+      read_run(of_channels, p.channel_scale + c);
+#pragma unroll
+      for (int i = 0; i < kRunElements; ++i) run[i] = __fmul_rn(run[i], of_channels[i]);
+    }
+    keep_run(w.values + c, run);
+  }
+  for (int c = whole + w.lane; c < p.columns; c += 32) {
     float value = ptx::to_float(x[c]);
     if (p.channel_shift) value = value - p.channel_shift[c];
     if (p.channel_scale) value = __fmul_rn(value, p.channel_scale[c]);
@@ -110,7 +154,7 @@ __global__ void quantize_kernel(const __grid_constant__ QuantizeParams p) {
   }
 }
 
-// Every lane reads back only what it wrote itself, so nothing waits for other lanes.
+// Behind the sum every lane reads back only what it wrote itself.
 template <class X, class T>
 __global__ void norm_quantize_kernel(const __grid_constant__ NormQuantizeParams p) {
   const WarpRow w(p.columns);
@@ -118,14 +162,28 @@ __global__ void norm_quantize_kernel(const __grid_constant__ NormQuantizeParams 
   const X* x = static_cast<const X*>(p.x) + w.row * p.x_stride;
   const T* residual =
       p.residual ? static_cast<const T*>(p.residual) + w.row * p.residual_stride : nullptr;
-  float sum = 0.0f;
-  for (int c = w.lane; c < p.columns; c += 32) {
+  const T* bias = static_cast<const T*>(p.bias);
+  const int whole = run_columns(p.columns, x, bias, residual);
+  for (int c = w.lane * kRunElements; c < whole; c += 32 * kRunElements) {
+    float run[kRunElements], more[kRunElements];
+    read_run(run, x + c);
+    for (const T* added : {bias, residual}) {
+      if (!added) continue;
+      read_run(more, added + c);
+#pragma unroll
+      for (int i = 0; i < kRunElements; ++i) run[i] += more[i];
+    }
+    keep_run(w.values + c, run);
+  }
+  for (int c = whole + w.lane; c < p.columns; c += 32) {
     float value = ptx::to_float(x[c]);
-    if (p.bias) value += load_or<T>(p.bias, c, 0.0f);
+    if (bias) value += ptx::to_float(bias[c]);
     if (residual) value += ptx::to_float(residual[c]);
     w.values[c] = value;
-    sum += value;
   }
+  __syncwarp();
+  float sum = 0.0f;
+  for (int c = w.lane; c < p.columns; c += 32) sum += w.values[c];
   const float mean = warp_sum(sum) / static_cast<float>(p.columns);
   float squares = 0.0f;
   for (int c = w.lane; c < p.columns; c += 32) {

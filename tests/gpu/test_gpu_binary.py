@@ -31,10 +31,11 @@ SHAPES = ((1, 1), (64, 64), (70, 130), (256, 65), (1100, 3), (768, 3072))
 NATURAL = (24, 7, 300, 65, 1, 0, 512, 128, 17, 1000)
 
 
-def server(op):
-    """Who has to serve products of bits on this GPU."""
+def server(op, many=False):
+    """Who has to serve products of bits on this GPU; wgmma's, on Hopper, if there are `many`."""
     native = 80 <= 10 * torch.cuda.get_device_capability()[0] < 100
-    assert last_cuda_variant(op) == ("native" if native else "triton")
+    hopper = "/hopper" if many and torch.cuda.get_device_capability() == (9, 0) else ""
+    assert last_cuda_variant(op) == (f"native{hopper}" if native else "triton")
 
 
 def on_gpu(*tensors):
@@ -63,17 +64,18 @@ def test_small_sums_are_exact(shape, rails):
     in_features, out_features = shape
     packed = random_weight(out_features, in_features)
     for rows in (1, 65, 700):
+        many = -(-rows // 128) * -(-out_features // 128) >= 132
         x = random_bits(rows, in_features, rails)
         want = binary_gemm._sums(x, packed, out_features, in_features)
         given = on_gpu(strided_rows(x), packed)
         ones = torch.ones(out_features, device="cuda")
         out = taut.binary_linear(*given, ones, in_features=in_features)
-        server("binary_linear")
+        server("binary_linear", many)
         assert torch.equal(out.cpu().double(), want)
         for count in ((out_features,), (3, out_features)):
             thresholds = torch.randint(-9, 10, count, dtype=torch.int32)
             bits = taut.binary_linear_bits(*given, thresholds.cuda(), in_features=in_features)
-            server("binary_linear_bits")
+            server("binary_linear_bits", many)
             assert torch.equal(bits.cpu(), binary_gemm.compare(want, thresholds))
 
 
@@ -83,6 +85,29 @@ def test_small_sums_of_codes(largest):
     q = torch.randint(-largest, min(largest, 127) + 1, (300, 300)).to(torch.int8)
     out = taut.binary_linear(q.cuda(), packed, one, in_features=300, x_scale=row_scale)
     assert torch.equal(out.cpu().double(), binary_gemm._sums(q, packed.cpu(), 70, 300))
+
+
+@pytest.mark.parametrize("rails", (1, 2))
+@pytest.mark.parametrize("shape", ((2048, 130, 1536), (17000, 768, 70), (2048, 1100, 3072)))
+def test_small_products_that_fill_the_device(shape, rails):
+    rows, in_features, out_features = shape
+    packed, ones = random_weight(out_features, in_features), torch.ones(out_features)
+    x = random_bits(rows, in_features, rails)
+    want = binary_gemm._sums(x, packed, out_features, in_features)
+    thresholds = torch.randint(-9, 10, (3, out_features), dtype=torch.int32)
+    out = taut.binary_linear(*on_gpu(x, packed, ones), in_features=in_features)
+    server("binary_linear", many=True)
+    assert torch.equal(out.cpu().double(), want)
+    bits = taut.binary_linear_bits(*on_gpu(x, packed, thresholds), in_features=in_features)
+    server("binary_linear_bits", many=True)
+    assert torch.equal(bits.cpu(), binary_gemm.compare(want, thresholds))
+    q = torch.randint(-9, 10, (rows, in_features)).to(torch.int8)
+    args = on_gpu(q, packed, ones)
+    scales = torch.ones(rows, 1, device="cuda")
+    out = taut.binary_linear(*args, in_features=in_features, x_scale=scales)
+    server("binary_linear", many=True)
+    want = binary_gemm._sums(q, packed, out_features, in_features)
+    assert torch.equal(out.cpu().double(), want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

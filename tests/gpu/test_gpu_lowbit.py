@@ -12,6 +12,10 @@ from taut.formats import BITS
 from taut.registry import OPS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+on_hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    reason="needs a Hopper GPU",
+)
 SHAPES = ((1, 1, 1), (65, 70, 33), (3, 130, 200), (17, 64, 384), (300, 200, 768))
 
 
@@ -49,6 +53,11 @@ def test_small_norms(dtype, own_affine):
 
 def test_small_rows_without_elements_and_with_gaps():
     cases.check_no_rows_and_layouts(run)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_small_places_of_rows(dtype):
+    cases.check_places_of_rows(run, dtype)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -110,14 +119,11 @@ def test_encoder_shapes(rows, bits):
         cases.check_products(run, bits, ((rows, channels, features),))
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
-    reason="needs a Hopper GPU",
-)
+@on_hopper
 @pytest.mark.parametrize("bits", BITS)
 def test_small_wgmma(bits):
     """Many rows, one scale per channel: bits are those of the reference."""
-    for rows, channels, features in ((2048, 1536, 100), (16000, 130, 200)):
+    for rows, channels, features in ((2048, 1536, 100), (16000, 200, 200)):
         weight = cases.weight_of(channels, features, bits)
         args = (*weight, torch.randn(channels), channels, bits, 0, 8)
         cases.assert_bits(
@@ -127,6 +133,23 @@ def test_small_wgmma(bits):
         assert last_cuda_variant("lowbit_linear") == "native/hopper"
         x = cases.integers(rows, features)
         cases.assert_bits(run, "lowbit_linear_quantize", *x, *args, "relu", 8, 128)
+
+
+@on_hopper
+@pytest.mark.parametrize("group_size", (0, 32, 64, 128, 256))
+@pytest.mark.parametrize("bits", BITS)
+def test_small_wgmma_of_groups(bits, group_size):
+    """The same with scales per group, and with zero points."""
+    for shape in ((2048, 1536, 300), (16000, 200, 520)):
+        rows, channels, features = shape
+        if group_size:
+            cases.check_groups(run, bits, group_size, shape)
+        else:
+            cases.check_products(run, bits, (shape,))
+        assert last_cuda_variant("lowbit_linear") == "native/hopper"
+        weight = cases.weight_of(channels, features, bits, group_size, "half")
+        args = (*weight, None, channels, bits, group_size, 8, "relu", 8, 128)
+        cases.assert_bits(run, "lowbit_linear_quantize", *cases.integers(rows, features), *args)
 
 
 def test_misaligned_and_strided_inputs():

@@ -2,6 +2,7 @@
 
 import torch
 
+from simt import build
 from simt.memory import (
     BOOL,
     FLOAT,
@@ -20,6 +21,7 @@ from taut.reference.dense_gemm import ACTIVATIONS
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ONE_RAIL, TWO_RAILS, CODES = range(3)
 SENTINEL = 0x5A5A5A5A
+KERNELS = ("binary_linear", "binary_wgmma")
 
 PackBitsParams = structure(
     "PackBitsParams",
@@ -68,6 +70,10 @@ BinaryNormParams = structure(
 )
 
 
+def chosen_tiles(rows, out_features):
+    return build.load("binary_gemm").chosen_tiles(rows, out_features)
+
+
 def _call(name, *arguments, schedule):
     call("binary_gemm", name, *arguments, schedule=schedule)
 
@@ -106,7 +112,7 @@ def _code_planes(codes, schedule):
     return planes, highest
 
 
-def _multiply(x, x_scale, packed, in_features, out_features, out, schedule, **given):
+def _multiply(x, x_scale, packed, in_features, out_features, out, schedule, kernel, **given):
     """`given`: thresholds, or scale, bias, activation, residual."""
     p = BinaryLinearParams(rows=x.shape[0], packed=packed.data_ptr())
     p.in_features, p.out_features, p.x_scale = in_features, out_features, pointer_of(x_scale)
@@ -130,36 +136,38 @@ def _multiply(x, x_scale, packed, in_features, out_features, out, schedule, **gi
         p.residual_type = TYPES[residual.dtype]
     p.vectors = out_features % 4 == 0 and (residual is None or residual.stride(0) % 4 == 0)
     reads = (x, highest, x_scale, packed, thresholds, given.get("scale"), given.get("bias"))
-    _call("binary_linear", p, memory_of((*reads, residual), (out,)), schedule=schedule)
+    _call(kernel, p, memory_of((*reads, residual), (out,)), schedule=schedule)
     return out
 
 
 def binary_linear(
     x, x_scale, packed, scale, bias, out_features, in_features, activation="none", residual=None,
-    out_dtype=None, schedule=0,
+    out_dtype=None, schedule=0, kernel=KERNELS[0],
 ):  # fmt: skip
     out = torch.full((x.shape[0], out_features), 77.0, dtype=out_dtype or torch.float32)
     return _multiply(
-        x, x_scale, packed, in_features, out_features, out, schedule,
+        x, x_scale, packed, in_features, out_features, out, schedule, kernel,
         scale=scale, bias=bias, activation=activation, residual=residual,
     )  # fmt: skip
 
 
-def binary_linear_bits(x, packed, thresholds, out_features, in_features, schedule=0):
+def binary_linear_bits(
+    x, packed, thresholds, out_features, in_features, schedule=0, kernel=KERNELS[0]
+):
     out = _empty_bits(x.shape[0], out_features, thresholds.dim())
     return _multiply(
-        x, None, packed, in_features, out_features, out, schedule, thresholds=thresholds
+        x, None, packed, in_features, out_features, out, schedule, kernel, thresholds=thresholds
     )
 
 
 def binary_linear_layer_norm(
     x, x_scale, packed, scale, bias, in_features, residual, norm_weight, norm_bias, eps,
-    bit_threshold=None, schedule=0,
+    bit_threshold=None, schedule=0, kernel=KERNELS[0],
 ):  # fmt: skip
     rows, columns = residual.shape
     total = torch.full((rows, columns), 77.0)
     _multiply(
-        x, x_scale, packed, in_features, columns, total, schedule,
+        x, x_scale, packed, in_features, columns, total, schedule, kernel,
         scale=scale, bias=bias, residual=residual,
     )  # fmt: skip
     out = torch.full((rows, columns), 77.0, dtype=residual.dtype)

@@ -11,6 +11,7 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 X_TYPES = (*TYPES, torch.int8)
 TILES = (0, 1, 2)  # LowbitTiles: 16, 64 and 128 rows
 WGMMA = 3
+KERNELS = (*TILES, WGMMA)
 TILE_COLUMNS = (64, 64, 128, 128)
 
 
@@ -88,8 +89,9 @@ def _linear(
     return (q, q_scale) if q_group_size else out
 
 
-def chosen_tiles(rows, out_features, processors, least_columns=1):
-    return build.load("lowbit").chosen_tiles(rows, out_features, processors, least_columns)
+def chosen_tiles(rows, out_features, processors, least_columns=1, hopper=False):
+    choose = build.load("lowbit").chosen_tiles
+    return choose(rows, out_features, processors, least_columns, hopper)
 
 
 def lowbit_linear(

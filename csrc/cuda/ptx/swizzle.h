@@ -13,4 +13,10 @@ __host__ __device__ constexpr uint32_t swizzle_128(uint32_t offset) {
   return offset ^ (offset >> 3 & 0x70);
 }
 
+// The 64-byte swizzle: in rows of 64 bytes, aligned to 512, chunk c of row r lies at chunk
+// c ^ (r / 2 % 4).
+__host__ __device__ constexpr uint32_t swizzle_64(uint32_t offset) {
+  return offset ^ (offset >> 3 & 0x30);
+}
+
 }  // namespace taut::ptx

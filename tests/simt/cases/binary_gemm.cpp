@@ -1,6 +1,7 @@
 // Packed signs and 1-bit linear layers, as the launchers run them.
 #include "attention_case.h"
 #include "cuda/binary_gemm_launch.cuh"
+#include "cuda/binary_wgmma_launch.cuh"
 
 using taut::FloatType;
 
@@ -46,6 +47,15 @@ extern "C" const char* code_planes(const taut::CodePlanesParams* p, const Memory
 extern "C" const char* binary_linear(const taut::BinaryLinearParams* p, const Memory* memory,
                                      int64_t schedule, uint64_t seed) {
   return simt::run([&] { taut::launch_binary_linear(*p, Grid{*memory, schedule, seed}); });
+}
+
+extern "C" const char* binary_wgmma(const taut::BinaryLinearParams* p, const Memory* memory,
+                                    int64_t schedule, uint64_t seed) {
+  return simt::run([&] { taut::launch_binary_wgmma(*p, Grid{*memory, schedule, seed}); });
+}
+
+extern "C" int64_t chosen_tiles(int64_t rows, int64_t out_features) {
+  return static_cast<int64_t>(taut::choose_binary_tiles(rows, static_cast<int32_t>(out_features)));
 }
 
 extern "C" const char* binary_norm(const taut::BinaryNormParams* p, const Memory* memory,

@@ -199,7 +199,7 @@ extern "C" const char* linear(const void* x, int64_t x_type, const float* x_scal
 }
 
 extern "C" int64_t chosen_tiles(int64_t rows, int64_t out_features, int64_t processors,
-                                int64_t least_columns) {
+                                int64_t least_columns, int64_t is_hopper) {
   return static_cast<int64_t>(taut::choose_tiles(rows, out_features, static_cast<int>(processors),
-                                                 static_cast<int>(least_columns)));
+                                                 static_cast<int>(least_columns), is_hopper != 0));
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda/ptx/mbarrier.h"
+#include "cuda/ptx/swizzle.h"
 #include "cuda/ptx/wgmma.h"
 #include "simt.h"
 
@@ -279,6 +280,10 @@ const char* wgmma_8_bit(int schedule, uint64_t seed) {
 
 const char* wgmma_1_bit(int schedule, uint64_t seed) {
   return simt::run([&] {
+    for (int r = 0; r < 16; ++r)
+      for (int b = 0; b < 64; ++b)
+        if (swizzle_64(r * 64 + b) != k_major_place(Swizzle::bytes_64, 16, r, b))
+          throw std::runtime_error("swizzle_64: row " + std::to_string(r));
     for (Swizzle swizzle : kSwizzles) {
       check<B1, 64, false>(swizzle, swizzle, schedule, seed);
       check<B1, 16, true>(swizzle, swizzle, schedule, seed);
