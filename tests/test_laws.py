@@ -59,6 +59,13 @@ def test_parameters_and_formats_know_no_torch():
         assert "<torch" not in path.read_text("utf-8"), path
 
 
+def test_native_sources_build_with_the_oldest_torch():
+    """Names of torch's headers that came after the version the build asks for."""
+    assert "TORCH_TARGET_VERSION=0x020a" in (ROOT / "CMakeLists.txt").read_text()
+    later = re.compile("STABLE_TORCH_ERROR_CODE_CHECK")  # 2.13; TORCH_ERROR_CODE_CHECK is in all
+    assert not {path for path in NATIVE if later.search(path.read_text("utf-8"))}
+
+
 def variables_read(path):
     """Names of environment variables that a Python file reads; constants are looked up in it."""
     tree = tree_of(path)
