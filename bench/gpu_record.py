@@ -19,12 +19,16 @@ def _stages(folder: Path) -> dict[str, dict]:
 
 def _cases(file: Path) -> list[tuple[str, set[str]]] | None:
     """The names of the tests of a file of pytest's, and what is said of each; None if it did not
-    write all of it."""
+    write all of it. A test that was cut off has no name there."""
     try:
         cases = ElementTree.parse(file).iter("testcase")
     except (OSError, ElementTree.ParseError):
         return None
-    return [(case.get("name"), {child.tag for child in case}) for case in cases]
+    found = []
+    for case in cases:
+        kinds = {child.tag for child in case} if case.get("name") else {"error"}
+        found.append((case.get("name", "cut off"), kinds))
+    return found
 
 
 def _tests(folder: Path) -> dict[str, dict]:

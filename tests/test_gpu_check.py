@@ -170,12 +170,13 @@ def test_everything_becomes_one_record_and_one_log(tmp_path, measuring):
 
 
 def test_every_function_of_tests_has_a_process_and_a_record(tmp_path):
-    """Of the one that writes nothing too, as when it is killed."""
+    """Of the one that writes nothing too, as when it is killed, and of a test that was cut off."""
     python, out = tmp_path / "testing", tmp_path / "out"
     python.write_text(
         '#!/bin/sh\nfor last; do :; done\necho "$*"\n'
         'case "$*" in *test_small_plan*) exit 137 ;; esac\n'
-        'echo \'<testsuites><testcase name="a"/></testsuites>\' >"${last#*=}"\n'
+        'case "$*" in *test_cuda_graph*) cut="<testcase/>" ;; esac\n'
+        'echo "<testsuites><testcase name=\'a\'/>$cut</testsuites>" >"${last#*=}"\n'
     )
     python.chmod(0o755)
     assert run(out, "--stages", "test", "--python", python).returncode == 1
@@ -185,6 +186,7 @@ def test_every_function_of_tests_has_a_process_and_a_record(tmp_path):
     ]
     assert found["test_cuda_library"]["passed"] == 1 and len(found) > 90
     assert sum(f["passed"] for f in found.values()) == len(found) - 1
+    assert found["test_gpu_attention-test_cuda_graph"]["failed"] == ["cut off"]
     assert not [name for name in found if "compiles" in name]
     assert "tests/gpu/test_gpu_attention.py::test_cuda_graph" in (out / "gpu_check.log").read_text()
 
