@@ -115,7 +115,7 @@ run_bench() {
 run_sanitize() {
   local tool file pids=() failed=0
   for tool in memcheck racecheck synccheck; do
-    for file in tests/gpu/test_*.py; do
+    for file in $(grep -l '^def test_small' tests/gpu/test_*.py); do
       PYTORCH_NO_CUDA_MEMORY_CACHING=1 OMP_NUM_THREADS=2 compute-sanitizer --tool "$tool" \
         --error-exitcode 9 --launch-timeout 60 "$python" -m pytest -q -p no:cacheprovider "$file" \
         -k small >"$out/sanitize-$tool-$(basename "$file" .py).log" 2>&1 &
