@@ -89,7 +89,7 @@ run_test() {
   done >"$out/tests.txt"
   echo tests/test_cuda_library.py >>"$out/tests.txt"
   rm -f "$out"/test-*
-  xargs -P "$(nproc)" -I{} bash -c 'one_test "$1" "$2"' - {} $(($(limit_of test) - 15)) <"$out/tests.txt"
+  xargs -P "$(nproc)" -I{} bash -c 'one_test "$1" "$2"' - {} $((limit - 15)) <"$out/tests.txt"
 }
 # Instruction rates: what the roofs of 1-bit and other products are.
 run_probe() {
@@ -158,8 +158,8 @@ for stage in $stages; do
   fi
   echo "$stage: at most $limit s, log in $out/$stage.log"
   start=$SECONDS
-  export -f "run_$stage" architecture limit_of one_test
-  export python out
+  export -f "run_$stage" architecture one_test
+  export python out limit
   timeout --kill-after=5 "$limit" bash -O nullglob -uo pipefail -ec "run_$stage" \
     >"$out/$stage.log" 2>&1
   status=$?
