@@ -82,7 +82,8 @@ one_test() {
 # after a fault a process runs no kernel any more, and compiling takes Triton a core.
 run_test() {
   local file name
-  for file in tests/gpu/test_*.py tests/test_triton*.py tests/simt/test_simt_gpu.py; do
+  # First what compiles most.
+  for file in tests/test_triton*.py tests/simt/test_simt_gpu.py tests/gpu/test_*.py; do
     for name in $(sed -n 's/^def \(test_[a-z0-9_]*\)(.*/\1/p' "$file"); do
       [[ $name == *compiles* ]] || echo "$file::$name" # which needs no GPU
     done
