@@ -5,7 +5,7 @@
 #     bench/gpu_check.sh OUT [--stages build,test,probe,bench,sanitize] [--python PYTHON] [--force]
 #                            [--dry-run]
 #
-# Needs nvcc, a torch with CUDA, pytest, pytest-benchmark, what taut depends on and its build's
+# Needs nvcc (on PATH or in /usr/local/cuda), a torch with CUDA, pytest, pytest-benchmark, what taut depends on and its build's
 # requirements (cmake, ninja, pybind11, setuptools) in PYTHON. Every stage has its time limit, writes
 # OUT/<stage>.log and ends as a line of OUT/stages.jsonl. All of it is collected in
 # OUT/gpu_check.json, a record for bench/results, and OUT/gpu_check.log. Run again for what failed or
@@ -39,7 +39,7 @@ for stage in $stages; do
 done
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-export PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PATH=$PATH:/usr/local/cuda/bin
 export TAUT_CUDA_KERNELS=native # no silent way around a library that does not load
 
 # One architecture builds in minutes. Hopper's own instructions need its "a" target.
@@ -53,7 +53,7 @@ PY
 }
 
 limit_of() {
-  case $1 in device) echo 20 ;; build) echo 270 ;; test) echo 110 ;; probe) echo 30 ;; bench) echo 150 ;; sanitize) echo 120 ;; esac
+  case $1 in device) echo 20 ;; build) echo 270 ;; test) echo 150 ;; probe) echo 30 ;; bench) echo 150 ;; sanitize) echo 120 ;; esac
 }
 
 run_device() {
@@ -68,22 +68,29 @@ run_build() {
   ln -sfn ../../bench python/taut/bench
   "$python" -c "import taut.info; [print(f'{k}: {v}') for k, v in taut.info.report().items()]"
 }
-# The tests of every op's native kernels, and of the Triton kernels compiled; a process per file.
+# A file of tests or one of its functions, whose end is a record even when its time is up: pytest
+# writes it after an interrupt, which bash lets background jobs ignore.
+one_test() {
+  local name=${1##*/}
+  name=${name/.py/}
+  name=${name/::/-}
+  OMP_NUM_THREADS=2 env --default-signal=INT timeout --foreground --signal=INT --kill-after=5 "$2" \
+    "$python" -m pytest -q -p no:cacheprovider -rfE --tb=short "$1" \
+    --junitxml="$out/test-$name.xml" >"$out/test-$name.log" 2>&1
+}
+# The tests of every op's native kernels, and of the Triton kernels compiled. A process per function:
+# after a fault a process runs no kernel any more, and compiling takes Triton a core.
 run_test() {
-  local files=(tests/gpu/test_*.py tests/test_cuda_library.py tests/simt/test_simt_gpu.py)
-  local file pids=() failed=0
-  for file in tests/test_triton*.py; do
-    [[ $file == *_compile.py ]] || files+=("$file") # which needs no GPU
-  done
-  for file in "${files[@]}"; do
-    "$python" -m pytest -q -p no:cacheprovider "$file" \
-      --junitxml="$out/test-$(basename "$file" .py).xml" &
-    pids+=($!)
-  done
-  for pid in "${pids[@]}"; do
-    wait "$pid" || failed=1
-  done
-  return $failed
+  local file name
+  # First what compiles most.
+  for file in tests/test_triton*.py tests/simt/test_simt_gpu.py tests/gpu/test_*.py; do
+    for name in $(sed -n 's/^def \(test_[a-z0-9_]*\)(.*/\1/p' "$file"); do
+      [[ $name == *compiles* ]] || echo "$file::$name" # which needs no GPU
+    done
+  done >"$out/tests.txt"
+  echo tests/test_cuda_library.py >>"$out/tests.txt"
+  rm -f "$out"/test-*
+  xargs -P "$(nproc)" -I{} bash -c 'one_test "$1" "$2"' - {} $((limit - 15)) <"$out/tests.txt"
 }
 # Instruction rates: what the roofs of 1-bit and other products are.
 run_probe() {
@@ -107,12 +114,14 @@ run_bench() {
   compgen -G "$out/bench-*.json" && return $failed
 }
 run_sanitize() {
-  local tool pids=() failed=0
+  local tool file pids=() failed=0
   for tool in memcheck racecheck synccheck; do
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      --launch-timeout 60 "$python" -m pytest -q -p no:cacheprovider tests/gpu -k small \
-      >"$out/sanitize-$tool.log" 2>&1 &
-    pids+=($!)
+    for file in $(grep -l '^def test_small' tests/gpu/test_*.py); do
+      PYTORCH_NO_CUDA_MEMORY_CACHING=1 OMP_NUM_THREADS=2 compute-sanitizer --tool "$tool" \
+        --error-exitcode 9 --launch-timeout 60 "$python" -m pytest -q -p no:cacheprovider "$file" \
+        -k small >"$out/sanitize-$tool-$(basename "$file" .py).log" 2>&1 &
+      pids+=($!)
+    done
   done
   for pid in "${pids[@]}"; do
     wait "$pid" || failed=1
@@ -150,8 +159,8 @@ for stage in $stages; do
   fi
   echo "$stage: at most $limit s, log in $out/$stage.log"
   start=$SECONDS
-  export -f "run_$stage" architecture
-  export python out
+  export -f "run_$stage" architecture one_test
+  export python out limit
   timeout --kill-after=5 "$limit" bash -O nullglob -uo pipefail -ec "run_$stage" \
     >"$out/$stage.log" 2>&1
   status=$?

@@ -17,19 +17,33 @@ def _stages(folder: Path) -> dict[str, dict]:
     return {stage["stage"]: stage for stage in map(json.loads, lines)}
 
 
+def _cases(file: Path) -> list[tuple[str, set[str]]] | None:
+    """The names of the tests of a file of pytest's, and what is said of each; None if it did not
+    write all of it. A test that was cut off has no name there."""
+    try:
+        cases = ElementTree.parse(file).iter("testcase")
+    except (OSError, ElementTree.ParseError):
+        return None
+    found = []
+    for case in cases:
+        kinds = {child.tag for child in case} if case.get("name") else {"error"}
+        found.append((case.get("name", "cut off"), kinds))
+    return found
+
+
 def _tests(folder: Path) -> dict[str, dict]:
     """Of every file of tests: how many passed and were skipped, and the names of those that failed."""
     found = {}
-    for file in sorted(folder.glob("test-*.xml")):
-        cases = list(ElementTree.parse(file).iter("testcase"))
-        kinds = [{child.tag for child in case} for case in cases]
-        failed = [
-            case.get("name")
-            for case, kind in zip(cases, kinds, strict=True)
-            if kind & {"failure", "error"}
-        ]
-        skipped = sum("skipped" in kind for kind in kinds)
-        found[file.stem.removeprefix("test-")] = {
+    for name in sorted({file.stem for file in folder.glob("test-*.*")}):
+        cases = _cases(folder / f"{name}.xml")
+        if cases is None:
+            found[name.removeprefix("test-")] = {
+                "passed": 0, "skipped": 0, "failed": [f"{name.removeprefix('test-')} did not end"]
+            }  # fmt: skip
+            continue
+        failed = [case for case, kind in cases if kind & {"failure", "error"}]
+        skipped = sum("skipped" in kind for _, kind in cases)
+        found[name.removeprefix("test-")] = {
             "passed": len(cases) - skipped - len(failed),
             "skipped": skipped,
             "failed": failed,
@@ -39,7 +53,8 @@ def _tests(folder: Path) -> dict[str, dict]:
 
 def _suite(folder: Path) -> dict:
     """The records of single stems joined; roofs are the best that any of their runs reached."""
-    parts = [json.loads(file.read_text()) for file in sorted(folder.glob("bench-*.json"))]
+    files = (_probe(file.read_text()) for file in sorted(folder.glob("bench-*.json")))
+    parts = [part for part in files if isinstance(part, dict)]
     if not parts:
         return {"machine_info": {"device": "unknown-gpu"}, "commit_info": {}, "datetime": "",
                 "benchmarks": []}  # fmt: skip
@@ -77,6 +92,8 @@ def main() -> None:
             file = folder / f"{stage}.log"
             text = file.read_text(errors="replace") if file.exists() else "did not run\n"
             log.write(f"==== {stage}\n{text}\n")
+        for file in sorted(folder.glob("test-*.log")):
+            log.write(f"==== {file.stem}\n{file.read_text(errors='replace')}\n")
 
 
 if __name__ == "__main__":

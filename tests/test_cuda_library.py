@@ -119,3 +119,54 @@ def test_choice_of_kernels():
     if torch.version.cuda is None:
         forced = imports_with(TAUT_CUDA_KERNELS="native")
         assert "TAUT_CUDA_KERNELS=native: this torch was built without CUDA" in forced.stderr
+
+
+# With a libtorch_cuda that has a stream only: no tensor is on a GPU, so that every call goes on to
+# taut_triton, which is the reference here.
+_HAND_ON = """
+import ctypes, sys
+import torch
+ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
+import taut.op
+from taut.registry import OPS
+from test_calls import CU_SEQLENS, VALID
+cuda = ctypes.CDLL(sys.argv[2])
+cuda.taut_cuda_last_variant.restype = ctypes.c_char_p
+
+def check(name, *args):
+    op = OPS[name]
+    taut.op._triton_library.define(op.name + op.schema)
+    run = lambda *args: op.reference(*op.complete(args))
+    taut.op._triton_library.impl(op.name, run, "CPU")
+    got = op.overload._op_dk(torch._C.DispatchKey.CUDA, *args)
+    torch.testing.assert_close(got, run(*args), rtol=0, atol=0, equal_nan=True)
+    assert cuda.taut_cuda_last_variant(name.encode()) == b"triton", name
+    return got
+
+qkv = torch.randn(4, 3, 2, 16)
+options = None, torch.ones(2), torch.ones(2, 3), True, 5, -1, 1.5, [1.1, -0.1], 0.25, 7, None
+saved = check("varlen_attention", *qkv.unbind(1), CU_SEQLENS, None, *options)
+check("varlen_attention_backward", qkv[:, 0], *qkv.unbind(1), *saved, CU_SEQLENS, None, *options)
+saved = check("varlen_attention_qkvpacked", qkv, None, CU_SEQLENS, *options)
+check("varlen_attention_qkvpacked_backward", qkv[:, 0], qkv, None, *saved, CU_SEQLENS, *options)
+for name in ("quantize_per_token", "layer_norm_quantize", "pack_bits", "unpack_bits"):
+    op = OPS[name]
+    names = [argument.name for argument in op.overload._schema.arguments]
+    check(name, *(VALID[name].get(n) for n in names if n in VALID[name]))
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+def test_what_is_not_served_is_handed_on_whole(library, tmp_path):
+    source, stand_in = tmp_path / "stream.cpp", tmp_path / "libtorch_cuda.so"
+    source.write_text(
+        'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }'
+    )
+    name = "-Wl,-soname,libtorch_cuda.so"
+    subprocess.run(["g++", "-shared", "-fPIC", name, source, "-o", stand_in], check=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-c", _HAND_ON, stand_in, library],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr

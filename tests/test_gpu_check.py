@@ -169,6 +169,28 @@ def test_everything_becomes_one_record_and_one_log(tmp_path, measuring):
     assert "## h999" in text and "GPU tests: 1 passed, 1 skipped, 1 failed: c[x]." in text
 
 
+def test_every_function_of_tests_has_a_process_and_a_record(tmp_path):
+    """Of the one that writes nothing too, as when it is killed, and of a test that was cut off."""
+    python, out = tmp_path / "testing", tmp_path / "out"
+    python.write_text(
+        '#!/bin/sh\nfor last; do :; done\necho "$*"\n'
+        'case "$*" in *test_small_plan*) exit 137 ;; esac\n'
+        'case "$*" in *test_cuda_graph*) cut="<testcase/>" ;; esac\n'
+        'echo "<testsuites><testcase name=\'a\'/>$cut</testsuites>" >"${last#*=}"\n'
+    )
+    python.chmod(0o755)
+    assert run(out, "--stages", "test", "--python", python).returncode == 1
+    found = json.loads((out / "gpu_check.json").read_text())["gpu_check"]["tests"]
+    assert found["test_gpu_attention-test_small_plan"]["failed"] == [
+        "test_gpu_attention-test_small_plan did not end"
+    ]
+    assert found["test_cuda_library"]["passed"] == 1 and len(found) > 90
+    assert sum(f["passed"] for f in found.values()) == len(found) - 1
+    assert found["test_gpu_attention-test_cuda_graph"]["failed"] == ["cut off"]
+    assert not [name for name in found if "compiles" in name]
+    assert "tests/gpu/test_gpu_attention.py::test_cuda_graph" in (out / "gpu_check.log").read_text()
+
+
 def test_refuses_what_it_does_not_know(tmp_path):
     assert "OUT must be a folder" in run().stderr
     assert "stages must be among device,build" in run(tmp_path, "--stages", "bild").stderr

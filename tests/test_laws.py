@@ -59,6 +59,29 @@ def test_parameters_and_formats_know_no_torch():
         assert "<torch" not in path.read_text("utf-8"), path
 
 
+def test_native_sources_build_with_the_oldest_torch():
+    """Names of torch's headers that came after the version the build asks for."""
+    assert "TORCH_TARGET_VERSION=0x020a" in (ROOT / "CMakeLists.txt").read_text()
+    later = re.compile("STABLE_TORCH_ERROR_CODE_CHECK")  # 2.13; TORCH_ERROR_CODE_CHECK is in all
+    assert not {path for path in NATIVE if later.search(path.read_text("utf-8"))}
+
+
+def test_no_jit_function_returns_none():
+    """Triton 3.6 takes None as an argument, but not as a result: `x if b is None else ...`."""
+    functions = [
+        node
+        for path in (ROOT / "triton_kernels").glob("*.py")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef)
+        and "jit" in "".join(map(ast.unparse, node.decorator_list))
+    ]
+    assert len(functions) > 30
+    for function in functions:
+        for node in ast.walk(function):
+            if isinstance(node, ast.Return) and node.value is not None:
+                assert not re.search(r" is (not )?None", ast.unparse(node.value)), function.name
+
+
 def variables_read(path):
     """Names of environment variables that a Python file reads; constants are looked up in it."""
     tree = tree_of(path)

@@ -8,7 +8,7 @@ import torch
 from helpers import cu_seqlens_of, strided_rows
 from taut.reference import attention as attention_reference
 from taut.registry import OPS
-from triton_helpers import DTYPES, assert_agrees, guarded_memory, launch, reference
+from triton_helpers import DTYPES, assert_agrees, guarded_memory, launch, reference, to_device
 
 # Tiles are 16 to 64 rows: lengths beside their edges, empty and single sequences on either side.
 LENGTHS_Q = (0, 1, 63, 65, 4)
@@ -197,7 +197,7 @@ def test_malformed_offsets_stay_inside(offsets):
 
     qkv, cu_seqlens = torch.randn(9, 3, 1, 16), torch.tensor(offsets, dtype=torch.int32)
     slopes, relative_bias = torch.rand(len(offsets) - 1, 1), torch.randn(1, 5)
-    rest = (cu_seqlens, 0.2, slopes, relative_bias, *options()[3:], None)
+    qkv, *rest = to_device((qkv, cu_seqlens, 0.2, slopes, relative_bias, *options()[3:], None))
     with guarded_memory():
         out, logsumexp = attention.varlen_attention_qkvpacked.__wrapped__(qkv, None, *rest)
         attention.varlen_attention_qkvpacked_backward.__wrapped__(

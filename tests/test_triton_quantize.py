@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers import adversarial_rows, assert_same, strided_rows
-from triton_helpers import DTYPES, assert_agrees, guarded_memory, launch, reference
+from triton_helpers import DEVICE, DTYPES, assert_agrees, guarded_memory, launch, reference
 
 # Squares of the largest numbers overflow; infinities cancel in a butterfly.
 pytestmark = [
@@ -61,7 +61,9 @@ def test_layer_norm_quantize(dtype, own_affine):
     with guarded_memory():
         out, q, scale = launch("layer_norm_quantize", *args)
     assert_agrees("layer_norm", *norm, 1e-5, False)
-    assert torch.equal(out, launch("layer_norm", *norm, 1e-5, False)[0])
+    # Equal but for what a compiler fuses: the kernel that quantizes fuses nothing.
+    slack = {} if DEVICE == "cuda" else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(out, launch("layer_norm", *norm, 1e-5, False)[0], **slack)
     _, want_q, want_scale = reference("layer_norm_quantize", *args)
     torch.testing.assert_close(scale, want_scale, rtol=1e-5, atol=0)
     assert (q - want_q).abs().max() <= 1

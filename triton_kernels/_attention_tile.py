@@ -102,15 +102,15 @@ def row_range(first_column, shift, len_q, p, BLOCK_M: tl.constexpr, BLOCK_N: tl.
 
 
 @triton.jit
-def load_rows(pointer, bias, row, length, stride, p):
+def load_rows(pointer, bias, head, row, length, stride, p):
     """Rows of one head, (rows, BLOCK_D), as factors of tl.dot; rows outside [0, length) are zero
-    or, with a bias, the bias: finite, so that a probability of zero hides them."""
+    or, with a bias, that of `head`: finite, so that a probability of zero hides them."""
     column = tl.arange(0, p.BLOCK_D)
     mask = ((row >= 0) & (row < length))[:, None] & (column < p.HEAD_DIM)[None, :]
     offset = row.to(tl.int64)[:, None] * stride + column[None, :]
     values = tl.load(pointer + offset, mask, 0)
     if bias is not None:
-        shift = tl.load(bias + column, column < p.HEAD_DIM, 0).to(tl.float32)
+        shift = tl.load(bias + head * p.HEAD_DIM + column, column < p.HEAD_DIM, 0).to(tl.float32)
         values = (values.to(tl.float32) + shift[None, :]).to(pointer.dtype.element_ty)
     return values.to(p.DOT)
 
@@ -124,27 +124,21 @@ def store_rows(pointer, row, length, stride, values, p):
 
 
 @triton.jit
-def head_of(bias, head, p):
-    """The bias of one head, or None."""
-    return bias if bias is None else bias + head * p.HEAD_DIM
-
-
-@triton.jit
 def load_q(p, begin, head, row, length):
     pointer = p.q + begin * p.q_row + head * p.q_head
-    return load_rows(pointer, head_of(p.q_bias, head, p), row, length, p.q_row, p)
+    return load_rows(pointer, p.q_bias, head, row, length, p.q_row, p)
 
 
 @triton.jit
 def load_k(p, begin, head, row, length):
     pointer = p.k + begin * p.k_row + head * p.k_head
-    return load_rows(pointer, head_of(p.k_bias, head, p), row, length, p.k_row, p)
+    return load_rows(pointer, p.k_bias, head, row, length, p.k_row, p)
 
 
 @triton.jit
 def load_v(p, begin, head, row, length):
     pointer = p.v + begin * p.v_row + head * p.v_head
-    return load_rows(pointer, head_of(p.v_bias, head, p), row, length, p.v_row, p)
+    return load_rows(pointer, p.v_bias, head, row, length, p.v_row, p)
 
 
 @triton.jit

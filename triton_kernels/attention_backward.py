@@ -96,7 +96,7 @@ def _query_gradient_kernel(
     row = first_row + tl.arange(0, BLOCK_M)
     q = load_q(p, begin_q, head, row, len_q)
     grad = load_rows(
-        grad_out + begin_q * grad_row + head * grad_head, None, row, len_q, grad_row, p
+        grad_out + begin_q * grad_row + head * grad_head, None, head, row, len_q, grad_row, p
     )
     lse = _load_lse(logsumexp, total_q, head, begin_q, row, len_q)
     begin, end = key_range(first_row, len_k - len_q, len_k, p, BLOCK_M, BLOCK_N)
@@ -104,7 +104,9 @@ def _query_gradient_kernel(
     # delta: sum over keys of softmax times its gradient; without clipping that is out . grad_out,
     # but for the rounding of out, which the gradient of the relative bias would magnify.
     if p.zeta is None and p.relative is None:
-        given = load_rows(out + begin_q * out_row + head * out_head, None, row, len_q, out_row, p)
+        given = load_rows(
+            out + begin_q * out_row + head * out_head, None, head, row, len_q, out_row, p
+        )
         delta = tl.sum(given.to(tl.float32) * grad.to(tl.float32), 1)
     else:
         delta = tl.zeros((BLOCK_M,), tl.float32)
@@ -184,7 +186,13 @@ def _key_gradient_kernel(
             row = start + tl.arange(0, BLOCK_M)
             q = load_q(p, begin_q, head, row, len_q)
             grad = load_rows(
-                grad_out + begin_q * grad_row + head * grad_head, None, row, len_q, grad_row, p
+                grad_out + begin_q * grad_row + head * grad_head,
+                None,
+                head,
+                row,
+                len_q,
+                grad_row,
+                p,
             )
             lse = _load_lse(logsumexp, total_q, head, begin_q, row, len_q)
             delta = tl.load(delta_in + head * total_q + begin_q + row, row < len_q, 0)
@@ -230,7 +238,7 @@ def _diagonal_kernel(
     k = load_k(p, begin_k, head // p.group, column, len_k)
     v = load_v(p, begin_k, head // p.group, column, len_k)
     pointer = grad_out + begin_q * grad_row + head * grad_head
-    grad = load_rows(pointer, None, row, len_q, grad_row, p)
+    grad = load_rows(pointer, None, head, row, len_q, grad_row, p)
     lse = _load_lse(logsumexp, total_q, head, begin_q, row, len_q)
     delta = tl.load(delta_in + head * total_q + begin_q + row, row < len_q, 0)
     soft, _, dsoft, _ = _probabilities(

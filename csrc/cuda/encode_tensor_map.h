@@ -23,11 +23,21 @@ inline bool encode_tensor_map(ptx::TensorMap& map, const void* data, const uint6
   }();
   const uint32_t every[3] = {1, 1, 1};
   CUtensorMap encoded;
-  if (encode == nullptr ||
-      encode(&encoded, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, const_cast<void*>(data), sizes, strides,
-             box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
-    return false;
+  const auto encodes = [&] {
+    return encode(&encoded, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, const_cast<void*>(data), sizes,
+                  strides, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  if (encode == nullptr) return false;
+  CUresult result = encodes();
+  if (result == CUDA_ERROR_INVALID_CONTEXT) {
+    // The thread has run nothing of CUDA yet, as autograd's may have: this gives it a context.
+    int device = 0;
+    check_cuda_call(cudaGetDevice(&device), "cudaGetDevice");
+    check_cuda_call(cudaSetDevice(device), "cudaSetDevice");
+    result = encodes();
+  }
+  if (result != CUDA_SUCCESS) return false;
   static_assert(sizeof map == sizeof encoded, "a TensorMap is a CUtensorMap");
   std::memcpy(&map, &encoded, sizeof map);
   return true;

@@ -14,9 +14,9 @@ struct FirstTensor {
 
   explicit FirstTensor(const StableIValue* stack)
       : handle(torch::stable::detail::to<AtenTensorHandle>(stack[0])) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &dtype));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle, &device_type));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(handle, &device));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle, &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(handle, &device));
   }
   bool is_on_sm80() const {
     return device_type == aoti_torch_device_type_cuda() && compute_capability(device) >= 80;
@@ -27,8 +27,8 @@ struct FirstTensor {
   // Columns of a matrix; 0 of anything else.
   int64_t columns() const {
     int64_t dimensions = 0, columns = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &dimensions));
-    if (dimensions == 2) STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_size(handle, 1, &columns));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &dimensions));
+    if (dimensions == 2) TORCH_ERROR_CODE_CHECK(aoti_torch_get_size(handle, 1, &columns));
     return columns;
   }
 };
@@ -36,7 +36,7 @@ struct FirstTensor {
 // The op of this name in namespace taut_triton (see registry.py).
 inline void call_triton(const char* op, StableIValue* stack) {
   const std::string name = std::string("taut_triton::") + op;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name.c_str(), "", stack, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name.c_str(), "", stack, TORCH_ABI_VERSION));
   record_variant(op, "triton");
 }
 

@@ -4,6 +4,12 @@
 
 namespace taut {
 
+inline int device_attribute(cudaDeviceAttr attribute, int32_t device) {
+  int value = 0;
+  check_cuda_call(cudaDeviceGetAttribute(&value, attribute, device), "device attribute");
+  return value;
+}
+
 // A block for each piece of work.
 struct GridLaunch {
   cudaStream_t stream;
@@ -13,10 +19,14 @@ struct GridLaunch {
                   int shared_bytes, const Params& params) const {
     check(blocks < int64_t{1} << 31, name, "blocks must be fewer than 2^31, got ", blocks);
     constexpr int kAnyKernelMay = 48 * 1024;
-    if (shared_bytes > kAnyKernelMay)
+    if (shared_bytes > kAnyKernelMay) {
+      // All that a block can have: other threads may launch the same kernel with more than this.
+      int device = 0;
+      check_cuda_call(cudaGetDevice(&device), name);
+      const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
       check_cuda_call(
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-          name);
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), name);
+    }
     kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(params);
     check_cuda_call(cudaGetLastError(), name);
   }
@@ -39,11 +49,5 @@ struct PersistentLaunch {
     check_cuda_call(cudaGetLastError(), name);
   }
 };
-
-inline int device_attribute(cudaDeviceAttr attribute, int32_t device) {
-  int value = 0;
-  check_cuda_call(cudaDeviceGetAttribute(&value, attribute, device), "device attribute");
-  return value;
-}
 
 }  // namespace taut

@@ -122,8 +122,9 @@ def test_encoder_shapes(rows, bits):
 @on_hopper
 @pytest.mark.parametrize("bits", BITS)
 def test_small_wgmma(bits):
-    """Many rows, one scale per channel: bits are those of the reference."""
-    for rows, channels, features in ((2048, 1536, 100), (16000, 200, 200)):
+    """As many rows as fill a GPU with the largest tiles, one scale per channel."""
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    for rows, channels, features in ((128 * processors - 6, 200, 100), (4096, 1536, 200)):
         weight = cases.weight_of(channels, features, bits)
         args = (*weight, torch.randn(channels), channels, bits, 0, 8)
         cases.assert_bits(
