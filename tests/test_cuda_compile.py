@@ -109,6 +109,8 @@ INSTRUCTIONS = {
     "lowbit_wgmma_groups_kernel": {
         "": [r"IGMMA\.64x64x32\.S8\.S8", r"LDGSTS\.E", r"LDGSTS\.E\.BYPASS\.128.*"]
     },
+    "quantize_kernel": {"": [r"LDG\.E\.128.*"]},
+    "norm_quantize_kernel": {"": [r"LDG\.E\.128.*"]},
     "lowbit_floats_kernel": {"": [r"HMMA\.16816\.F32(\.BF16)?", r"LDGSTS\.E\.BYPASS\.128.*"]},
     "register_budgets": {"": [r"USETMAXREG\.DEALLOC.*", r"USETMAXREG\.TRY_ALLOC.*"]},
 } | {

@@ -46,8 +46,10 @@ __device__ __forceinline__ void lowbit_epilogue(const LowbitParams& p, int64_t f
       value = activate(value, p.activation);
       values[i] = value;
       if (p.q || column >= p.out_features) continue;
-      if (p.residual)
-        value += load_float(p.residual, row * p.residual_stride + column, p.residual_type);
+      if (p.residual) {
+        const int64_t place = row * p.residual_stride + column;
+        value = __fadd_rn(value, load_float(p.residual, place, p.residual_type));
+      }
       store_float(p.out, row * p.out_features + column, p.out_type, value);
     }
     if (!p.q) continue;
