@@ -233,6 +233,23 @@ def test_batch_invariance(isa, dtype, threads):
                 assert torch.equal(got, want[begin:end]), (count, begin, end)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_features", [256, 601])
+def test_few_and_many_rows_give_the_same_bits(isa, dtype, in_features):
+    """Few rows read the packed weight as it lies, many a part of it laid out for all of them; sums
+    over more than 256 of in_features have several such parts."""
+    rows = 101
+    x, weight, bias = linear_inputs(rows, 70, in_features, dtype)
+    packed = taut.pack_weight(weight)
+
+    def run(begin, end):
+        return taut.packed_linear(x[begin:end], packed, bias, out_features=70)
+
+    whole = run(0, rows)
+    for begin, end in ((0, 1), (3, 5), (2, 5), (1, 5), (4, 9), (0, 96), (5, 102), (97, 101)):
+        assert torch.equal(run(begin, end), whole[begin:end]), (begin, end)
+
+
 def test_instruction_sets_of_equal_arithmetic_agree():
     """fp32 on AMX machines is the AVX-512 kernel, and gives its bits."""
     x, weight, bias = linear_inputs(20, 70, 50, torch.float32)

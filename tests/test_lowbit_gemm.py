@@ -387,11 +387,12 @@ def test_every_element_is_written(isa, activation):
             assert t.isfinite().all()
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("activation", ("int8", "none"))
-def test_batch_invariance(isa, activation, threads):
+def test_batch_invariance(isa, activation, bits, threads):
     """A row's result does not depend on its place, the other rows, or the number of threads."""
     rows = 500 if isa.startswith("avx512") else 130
-    weight = weight_of(130, 77, 4, 32)
+    weight = weight_of(130, 77, bits, 32)
     x, bias, residual = torch.randn(rows, 77), torch.randn(130), torch.randn(rows, 130)
 
     def run(begin, end):

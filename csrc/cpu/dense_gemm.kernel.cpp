@@ -6,26 +6,46 @@
 #include "cpu/dense_gemm.h"
 
 #include "cpu/dense_gemm_vector.h"
+#if defined(TAUT_ISA_avx2)
+#include "cpu/dense_gemm_chunks.h"
+#endif
 #include "cpu/gemm_epilogue.h"
 #include "cpu/norm_row.h"
 #if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
 #include "cpu/dense_gemm_tiles.h"
 #define TAUT_MULTIPLY_BF16 multiply_by_tiles
 #else
-#define TAUT_MULTIPLY_BF16 multiply_by_vectors<bf16>
+#define TAUT_MULTIPLY_BF16 multiply_block<bf16>
 #endif
 
 namespace taut {
 namespace TAUT_ISA {
 namespace {
 
+// Whichever way is faster for so many rows: both give the same sums.
+template <class T, class Finish>
+inline void multiply_block(const GemmParams& p, const GemmBlock& block, const Finish& finish) {
+#if defined(TAUT_ISA_avx2)
+  GemmBlock part = block;
+  for (; block.row_end - part.row_begin >= kWorthChunks; part.row_begin = part.row_end) {
+    const int64_t left = block.row_end - part.row_begin;
+    part.row_end = part.row_begin + (left < kChunkRows ? left : kChunkRows);
+    multiply_by_chunks<T>(p, part, finish);
+  }
+  part.row_end = block.row_end;
+  if (part.row_begin < part.row_end) multiply_by_vectors<T>(p, part, finish);
+#else
+  multiply_by_vectors<T>(p, block, finish);
+#endif
+}
+
 template <class Finish>
 inline void multiply(const GemmParams& p, const GemmBlock& block, const float*, const Finish& f) {
-  multiply_by_vectors<float>(p, block, f);
+  multiply_block<float>(p, block, f);
 }
 template <class Finish>
 inline void multiply(const GemmParams& p, const GemmBlock& block, const f16*, const Finish& f) {
-  multiply_by_vectors<f16>(p, block, f);
+  multiply_block<f16>(p, block, f);
 }
 template <class Finish>
 inline void multiply(const GemmParams& p, const GemmBlock& block, const bf16*, const Finish& f) {

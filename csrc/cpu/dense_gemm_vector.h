@@ -22,6 +22,17 @@ constexpr int kTileRows = 6, kTileVectors = 4;
 #endif
 static_assert(kPanel % (kTileVectors * Vec::kWidth) == 0, "a panel is a whole number of tiles");
 
+// Vectors of a tile of so many rows. Few rows wait for the weight: with AVX2 they read longer
+// pieces of it at a time, one row all of a panel's 256 bytes of fp32.
+template <int Rows>
+#if defined(TAUT_ISA_avx2)
+constexpr int kVectorsOf = Rows == 1   ? 8
+                           : Rows <= 3 ? 4
+                                       : kTileVectors;
+#else
+constexpr int kVectorsOf = kTileVectors;
+#endif
+
 // One multiply-add of a k-step: how an operand is read from a row of x and from the panel.
 struct Single {
   static Vec weight(const float* p) { return Vec::load(p); }
@@ -60,34 +71,34 @@ constexpr int kStep = 1;
 template <>
 inline constexpr int kStep<bf16> = 2;
 
-template <class Operand, int Rows, class X, class T>
-inline void multiply_add(Vec (&sums)[Rows][kTileVectors], const X* x, int64_t x_stride,
+template <class Operand, int Rows, int Vectors, class X, class T>
+inline void multiply_add(Vec (&sums)[Rows][Vectors], const X* x, int64_t x_stride,
                          const T* weights) {
-  decltype(Operand::weight(weights)) weight[kTileVectors];
+  decltype(Operand::weight(weights)) weight[Vectors];
 #pragma GCC unroll 8
-  for (int v = 0; v < kTileVectors; ++v)
+  for (int v = 0; v < Vectors; ++v)
     weight[v] = Operand::weight(weights + v * Vec::kWidth * kStep<T>);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
     const auto value = Operand::value(x + r * x_stride);
 #pragma GCC unroll 8
-    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Operand::add(value, weight[v], sums[r][v]);
+    for (int v = 0; v < Vectors; ++v) sums[r][v] = Operand::add(value, weight[v], sums[r][v]);
   }
 }
 
-template <int Rows>
-inline void k_step(Vec (&sums)[Rows][kTileVectors], const float* x, int64_t x_stride,
+template <int Rows, int Vectors>
+inline void k_step(Vec (&sums)[Rows][Vectors], const float* x, int64_t x_stride,
                    const float* weights) {
   multiply_add<Single>(sums, x, x_stride, weights);
 }
-template <int Rows>
-inline void k_step(Vec (&sums)[Rows][kTileVectors], const float* x, int64_t x_stride,
+template <int Rows, int Vectors>
+inline void k_step(Vec (&sums)[Rows][Vectors], const float* x, int64_t x_stride,
                    const f16* weights) {
   multiply_add<Half>(sums, x, x_stride, weights);
 }
 #if defined(__AVX512BF16__)
-template <int Rows>
-inline void k_step(Vec (&sums)[Rows][kTileVectors], const bf16* x, int64_t x_stride,
+template <int Rows, int Vectors>
+inline void k_step(Vec (&sums)[Rows][Vectors], const bf16* x, int64_t x_stride,
                    const bf16* weights) {
   multiply_add<WholePair>(sums, x, x_stride, weights);
 }
@@ -96,8 +107,8 @@ constexpr bool kWidened = false;
 template <>
 inline constexpr bool kWidened<f16> = true;
 #else
-template <int Rows>
-inline void k_step(Vec (&sums)[Rows][kTileVectors], const float* x, int64_t x_stride,
+template <int Rows, int Vectors>
+inline void k_step(Vec (&sums)[Rows][Vectors], const float* x, int64_t x_stride,
                    const bf16* weights) {
   multiply_add<EvenOfPair>(sums, x, x_stride, weights);
   // Both halves come from the same pairs: kept for the second half, they would take registers from
@@ -116,13 +127,13 @@ template <class T>
 constexpr int64_t kRun = sizeof(T) == 4 || kWidened<T> ? 256 : INT64_MAX;
 
 // sums over k in [0, count) of Rows rows of x times a tile's channels.
-template <int Rows, class X, class T>
-inline void multiply_run(Vec (&sums)[Rows][kTileVectors], const X* x, int64_t x_stride,
-                         const T* weights, int64_t count) {
+template <int Rows, int Vectors, class X, class T>
+inline void multiply_run(Vec (&sums)[Rows][Vectors], const X* x, int64_t x_stride, const T* weights,
+                         int64_t count) {
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Vec::zero();
+    for (int v = 0; v < Vectors; ++v) sums[r][v] = Vec::zero();
   int64_t k = 0;
   for (; k + kStep<T> <= count; k += kStep<T>, weights += kPanel * kStep<T>)
     k_step(sums, x + k, x_stride, weights);
@@ -138,7 +149,8 @@ inline void multiply_run(Vec (&sums)[Rows][kTileVectors], const X* x, int64_t x_
 template <int Rows, class T>
 void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_features,
                    const float* scale, float* out) {
-  constexpr int64_t kTileColumns = kTileVectors * Vec::kWidth;
+  constexpr int kVectors = kVectorsOf<Rows>;
+  constexpr int64_t kTileColumns = kVectors * Vec::kWidth;
   int64_t end = 0;
   for (int64_t begin = 0; begin < in_features; begin = end) {
     end = in_features - begin > kRun<T> ? begin + kRun<T> : in_features;
@@ -150,7 +162,7 @@ void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_feat
         });
     for (int64_t column = 0; column < kPanel; column += kTileColumns) {
       const T* weights = panel + begin * kPanel + column * kStep<T>;
-      Vec sums[Rows][kTileVectors];
+      Vec sums[Rows][kVectors];
       if constexpr (kWidened<T>)
         multiply_run(sums, wide[0], kRun<T>, weights, end - begin);
       else
@@ -158,7 +170,7 @@ void multiply_tile(const T* x, int64_t x_stride, const T* panel, int64_t in_feat
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < kTileVectors; ++v) {
+        for (int v = 0; v < kVectors; ++v) {
           const int64_t c = column + v * Vec::kWidth;
           float* place = out + r * kPanel + c;
           if (scale) {

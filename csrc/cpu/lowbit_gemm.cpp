@@ -90,6 +90,7 @@ class Launch {
     p.x_bits = integers ? 0 : o.x_bits;
     p.packed = static_cast<const uint8_t*>(o.packed.const_data_ptr());
     p.bits = o.bits;
+    p.split_x = p.integer() && p.bits == 8 && active_isa() == Isa::avx2;
     p.group_units = o.group_size ? o.group_size / kLowbitUnit : p.units();
     p.groups = divide_up(p.units(), p.group_units);
     p.x_groups = 1;

@@ -43,6 +43,7 @@ struct LowbitParams {
   Activation activation;
   bool codebook_per_channel;
   bool norm;
+  bool split_x;        // codes of x are staged in 16 bits: see lowbit_shorts.h
   bool second_affine;  // quant_weight or quant_bias is given
   int64_t x_bits;      // floating-point x is quantized to so many; 0: it stays as it is
   int64_t bits, q_bits;
@@ -65,7 +66,8 @@ struct LowbitParams {
   int64_t panel_bytes() const { return blocks() * kLowbitBlock * kLowbitPanel * bits / 8; }
   // From one row of staged codes or of fp32 sums to the next. One cache line more than whole
   // blocks, so that the rows of a tile do not compete for the same cache sets.
-  int64_t codes_stride() const { return blocks() * kLowbitBlock + 64; }
+  int64_t codes_stride() const { return row_codes() * (split_x ? 2 : 1) + 64; }
+  int64_t row_codes() const { return blocks() * kLowbitBlock; }  // in whole blocks
   int64_t sums_stride() const { return panels() * kLowbitPanel + 16; }
 };
 

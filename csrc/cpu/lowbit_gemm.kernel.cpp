@@ -42,11 +42,16 @@ void sum_groups(const LowbitParams& p, const int8_t* codes, int32_t* sums) {
   }
 }
 
+// Where the codes of a row are written first; those that are split lie behind their even half.
+inline int8_t* staged_codes(const LowbitParams& p, const LowbitRows& rows, int64_t row) {
+  return rows.codes + row * p.codes_stride() + (p.split_x ? p.row_codes() : 0);
+}
+
 template <class T>
 void quantize_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitRows& rows) {
   const Grid grid = absmax_grid(p.x_bits);
   for (int64_t r = begin; r < end; ++r) {
-    int8_t* codes = rows.codes + (r - begin) * p.codes_stride();
+    int8_t* codes = staged_codes(p, rows, r - begin);
     const T* x = static_cast<const T*>(p.x) + r * p.x_stride;
     const QuantizedRow row = quantize_row(x, p.in_features, grid, codes);
     rows.scale[r - begin] = row.scale;
@@ -57,7 +62,7 @@ void quantize_rows(const LowbitParams& p, int64_t begin, int64_t end, const Lowb
 
 void copy_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitRows& rows) {
   for (int64_t r = begin; r < end; ++r) {
-    int8_t* codes = rows.codes + (r - begin) * p.codes_stride();
+    int8_t* codes = staged_codes(p, rows, r - begin);
     std::memcpy(codes, static_cast<const int8_t*>(p.x) + r * p.x_stride,
                 static_cast<size_t>(p.in_features));
     sum_groups(p, codes, rows.sum + (r - begin) * p.groups);
@@ -192,8 +197,9 @@ void vector_panel(const Work& work, int64_t panel, const uint8_t* codes,
                   const PanelConstants& constants) {
   const LowbitParams& p = work.p;
   const LowbitRows& rows = work.rows;
-  alignas(64) float sums[kIntegerRows * kLowbitPanel];
-  const int64_t tiles = (work.count() + kIntegerRows - 1) / kIntegerRows;
+  constexpr int64_t kRows = kRowsOf<Bits>;
+  alignas(64) float sums[kRows * kLowbitPanel];
+  const int64_t tiles = (work.count() + kRows - 1) / kRows;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t begin = work.count() * tile / tiles, end = work.count() * (tile + 1) / tiles;
     const LowbitRows part{rows.codes + begin * p.codes_stride(), rows.scale + begin * p.x_groups,
@@ -269,9 +275,13 @@ void lowbit_stage(const LowbitParams& p, int64_t begin, int64_t end, const Lowbi
     with_element(p.x_type,
                  [&](auto element) { quantize_rows<decltype(element)>(p, begin, end, rows); });
   }
-  for (int64_t r = 0; r < end - begin; ++r)
-    std::memset(rows.codes + r * p.codes_stride() + p.in_features, 0,
-                static_cast<size_t>(p.codes_stride() - p.in_features));
+  for (int64_t r = 0; r < end - begin; ++r) {
+    std::memset(staged_codes(p, rows, r) + p.in_features, 0,
+                static_cast<size_t>(p.row_codes() + 64 - p.in_features));
+#if defined(TAUT_ISA_avx2)
+    if (p.split_x) split_row(rows.codes + r * p.codes_stride(), p.row_codes());
+#endif
+  }
 }
 
 bool lowbit_multiply(const LowbitParams& p, const LowbitBlock& block, const LowbitRows& rows,

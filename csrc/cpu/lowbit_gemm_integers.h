@@ -2,6 +2,9 @@
 // fp32. A tile is kIntegerRows rows x kIntegerVectors vectors of channels, summed in registers.
 #pragma once
 #include "cpu/lowbit_codes.h"
+#if defined(TAUT_ISA_avx2)
+#include "cpu/lowbit_shorts.h"
+#endif
 
 namespace taut {
 namespace TAUT_ISA {
@@ -9,11 +12,20 @@ namespace TAUT_ISA {
 // AVX-512: 24 sums, 4 vectors of codes, 1 of x, masks. The others have 16 registers.
 #if defined(TAUT_ISA_portable)
 constexpr int kIntegerRows = 2, kIntegerVectors = 2;
+constexpr bool kShortProducts = false;
 #elif defined(TAUT_ISA_avx2)
 constexpr int kIntegerRows = 4, kIntegerVectors = 2;
+constexpr bool kShortProducts = true;  // 8-bit codes go by lowbit_shorts.h
 #else
 constexpr int kIntegerRows = 6, kIntegerVectors = 4;
+constexpr bool kShortProducts = false;
 #endif
+// Products in 16 bits need no masks: 12 sums, 2 vectors of codes, 1 of x, a product. A row alone
+// waits for the codes, and reads longer pieces of them at a time.
+template <int Bits>
+constexpr int kRowsOf = kShortProducts && Bits == 8 ? 6 : kIntegerRows;
+template <int Bits, int Rows>
+constexpr int kSumVectors = kShortProducts && Bits == 8 && Rows == 1 ? 8 : kIntegerVectors;
 static_assert(kLowbitPanel % (kIntegerVectors * Vec::kWidth) == 0, "a panel is whole tiles");
 
 // What a tile reads, from its first row on, and where its sums go.
@@ -75,40 +87,36 @@ inline void sum_units(const uint8_t* panel, int64_t channel, int64_t begin, int6
 
 template <int Bits, int Rows>
 void multiply_integers(const LowbitParams& p, const IntegerTile& t) {
-  constexpr int64_t kTileColumns = kIntegerVectors * Vec::kWidth;
+  constexpr int kVectors = kSumVectors<Bits, Rows>;
+  constexpr int64_t kTileColumns = kVectors * Vec::kWidth;
   const int64_t units = p.units();
   for (int64_t channel = 0; channel < kLowbitPanel; channel += kTileColumns)
     for (int64_t group = 0, begin = 0; group < p.groups; ++group, begin += p.group_units) {
       const int64_t end = begin + p.group_units < units ? begin + p.group_units : units;
-      Ints sums[Rows][kIntegerVectors];
+      Ints sums[Rows][kVectors];
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < kIntegerVectors; ++v)
+        for (int v = 0; v < kVectors; ++v)
           sums[r][v] = first_sums(p, t, group, r, channel + v * Vec::kWidth);
-      sum_units<Bits>(t.panel, channel, begin, end, t.rows.codes, p.codes_stride(), sums);
+      if constexpr (kShortProducts && Bits == 8)
+        sum_shorts(t.panel, channel, begin, end, t.rows.codes, p.codes_stride(), p.row_codes(),
+                   sums);
+      else
+        sum_units<Bits>(t.panel, channel, begin, end, t.rows.codes, p.codes_stride(), sums);
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < kIntegerVectors; ++v)
+        for (int v = 0; v < kVectors; ++v)
           add_group(p, t, group, r, channel + v * Vec::kWidth, sums[r][v]);
     }
 }
 
-template <int Bits>
+// The same for 1 to kRowsOf rows.
+template <int Bits, int Rows = kRowsOf<Bits>>
 inline void multiply_integers(const LowbitParams& p, const IntegerTile& t, int64_t rows) {
-  switch (rows) {
-    case 1: return multiply_integers<Bits, 1>(p, t);
-#if !defined(TAUT_ISA_portable)
-    case 2: return multiply_integers<Bits, 2>(p, t);
-    case 3: return multiply_integers<Bits, 3>(p, t);
-#if !defined(TAUT_ISA_avx2)
-    case 4: return multiply_integers<Bits, 4>(p, t);
-    case 5: return multiply_integers<Bits, 5>(p, t);
-#endif
-#endif
-    default: return multiply_integers<Bits, kIntegerRows>(p, t);
-  }
+  if (rows >= Rows) return multiply_integers<Bits, Rows>(p, t);
+  if constexpr (Rows > 1) multiply_integers<Bits, Rows - 1>(p, t, rows);
 }
 
 // A panel of narrow codes as one of 8 bits.

@@ -152,18 +152,14 @@ int64_t bytes_per_row(const Tensor& x) {
   return elements * static_cast<int64_t>(x.element_size());
 }
 
-void run_move(MoveRows* kernel, const Tensor& from, const Tensor& to, const Tensor& indices) {
+// Rows of `from` to those of `to`, which are contiguous; without indices.
+MoveParams move_params(const Tensor& from, const Tensor& to) {
   MoveParams p{};
   p.from = from.const_data_ptr();
   p.to = to.mutable_data_ptr();
-  p.indices = indices.const_data_ptr();
   p.row_bytes = bytes_per_row(from);
   p.from_stride = from.stride(0) * static_cast<int64_t>(from.element_size());
-  p.to_stride = p.row_bytes;
-  p.index_stride = indices.stride(0);
-  p.wide_indices = indices.scalar_type() == ScalarType::Long;
-  parallel_rows(indices.size(0), p.row_bytes / 4,
-                [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  return p;
 }
 
 Tensor gather_rows(const Tensor& x, const Tensor& indices) {
@@ -175,7 +171,13 @@ Tensor gather_rows(const Tensor& x, const Tensor& indices) {
   check_indices(indices, indices.size(0), x.size(0), op, "indices");
   const Tensor from = with_contiguous_rows(x);
   Tensor out = empty_rows(from, indices.size(0));
-  run_move(TAUT_KERNEL(gather_rows), from, out, indices);
+  MoveParams p = move_params(from, out);
+  p.indices = indices.const_data_ptr();
+  p.index_stride = indices.stride(0);
+  p.wide_indices = indices.scalar_type() == ScalarType::Long;
+  MoveRows* kernel = TAUT_KERNEL(gather_rows);
+  parallel_rows(indices.size(0), p.row_bytes / 4,
+                [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
   gather_rows_variant.record();
   return out;
 }
@@ -188,8 +190,16 @@ Tensor scatter_rows(const Tensor& x, const Tensor& indices, int64_t rows) {
   check_indices(indices, x.size(0), rows, op, "indices");
   const Tensor from = with_contiguous_rows(x);
   Tensor out = empty_rows(from, rows);
-  fill_zero(out);
-  run_move(TAUT_KERNEL(scatter_rows), from, out, indices);
+  // Every row is written once, by the thread whose it is: zeros under rows that are overwritten
+  // later would be one more pass over memory. Of several rows for one place, the last stays.
+  std::vector<int64_t> source(static_cast<size_t>(rows), -1);
+  with_indices(indices, [&](const auto* values, int64_t stride) {
+    for (int64_t i = 0; i < from.size(0); ++i) source[static_cast<size_t>(values[i * stride])] = i;
+  });
+  MoveParams p = move_params(from, out);
+  p.indices = source.data();
+  MoveRows* kernel = TAUT_KERNEL(scatter_rows);
+  parallel_rows(rows, p.row_bytes / 4, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
   scatter_rows_variant.record();
   return out;
 }

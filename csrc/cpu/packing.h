@@ -24,17 +24,19 @@ TAUT_DECLARE_KERNEL(count_kept, CountKept)
 using WriteKept = void(const MaskRow&, int64_t first, int32_t* indices, int32_t* positions);
 TAUT_DECLARE_KERNEL(write_kept, WriteKept)
 
-// Rows of row_bytes bytes, contiguous; strides between rows in bytes.
+// Rows of row_bytes bytes: those of `to` one after the other, those of `from` from_stride bytes
+// apart.
 struct MoveParams {
   const void* from;
   void* to;
-  const void* indices;
-  int64_t from_stride, to_stride, index_stride;
+  const void* indices;  // of rows of `from`
+  int64_t from_stride, index_stride;
   int64_t row_bytes;
   bool wide_indices;  // int64, not int32
 };
 
-// For i in [begin, end): to[i] = from[indices[i]], or to[indices[i]] = from[i].
+// For i in [begin, end): to[i] = from[indices[i]]. scatter_rows: zeros where the index is negative;
+// its indices are int64, one after the other.
 using MoveRows = void(const MoveParams&, int64_t begin, int64_t end);
 TAUT_DECLARE_KERNEL(gather_rows, MoveRows)
 TAUT_DECLARE_KERNEL(scatter_rows, MoveRows)

@@ -36,9 +36,14 @@ inline int64_t index_at(const MoveParams& p, int64_t i) {
 }
 
 inline void copy_row(const MoveParams& p, int64_t from, int64_t to) {
-  std::memcpy(static_cast<char*>(p.to) + to * p.to_stride,
+  std::memcpy(static_cast<char*>(p.to) + to * p.row_bytes,
               static_cast<const char*>(p.from) + from * p.from_stride,
               static_cast<size_t>(p.row_bytes));
+}
+
+inline void clear_rows(const MoveParams& p, int64_t begin, int64_t end) {
+  std::memset(static_cast<char*>(p.to) + begin * p.row_bytes, 0,
+              static_cast<size_t>((end - begin) * p.row_bytes));
 }
 
 }  // namespace
@@ -64,7 +69,13 @@ void gather_rows(const MoveParams& p, int64_t begin, int64_t end) {
 }
 
 void scatter_rows(const MoveParams& p, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) copy_row(p, i, index_at(p, i));
+  const int64_t* indices = static_cast<const int64_t*>(p.indices);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t first = i;
+    while (i < end && indices[i] < 0) ++i;
+    clear_rows(p, first, i);
+    if (i < end) copy_row(p, indices[i], i);
+  }
 }
 
 }  // namespace TAUT_ISA

@@ -3,7 +3,7 @@
 import functools
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 import torch
@@ -23,6 +23,8 @@ class Op:
     schema: str
     triton: bool = True  # triton_kernels/<stem>.py has a launcher of this name
     autocast: bool = False  # torch.autocast casts its tensors: see _register_autocast
+    refuses_grad: str = ""  # why no tensor may require grad while gradients are enabled
+    has_gradient: bool = field(init=False, default=False)  # set by registry.register_autograd
 
     @functools.cached_property
     def fake(self) -> Callable:

@@ -28,6 +28,10 @@ _ATTENTION_OPTIONS = (
     "bool causal=False, SymInt window_left=-1, SymInt window_right=-1, float softcap=0.0, "
     "float[]? clip=None, float dropout_p=0.0, SymInt dropout_seed=0, Tensor? plan=None"
 )
+_FOR_INFERENCE = (
+    "packed weights are for inference (torch.no_grad or detach), "
+    "torch.nn.functional.linear is for training"
+)
 _LOWBIT = (
     "Tensor x, Tensor? x_scale, Tensor packed, Tensor scale, Tensor? zero_point, "
     "Tensor? codebook, Tensor? bias, SymInt out_features, int bits, int group_size, int x_bits"
@@ -155,19 +159,27 @@ OPS: dict[str, Op] = {
             "pooling",
             "(Tensor grad_out, Tensor x, Tensor cu_seqlens, str mode, bool normalize) -> Tensor",
         ),
-        Op("pack_weight", "dense_gemm", "(Tensor weight) -> Tensor", triton=False),
+        Op(
+            "pack_weight",
+            "dense_gemm",
+            "(Tensor weight) -> Tensor",
+            triton=False,
+            refuses_grad=_FOR_INFERENCE,
+        ),
         Op(
             "unpack_weight",
             "dense_gemm",
             "(Tensor packed, SymInt out_features, SymInt in_features) -> Tensor",
             triton=False,
+            refuses_grad=_FOR_INFERENCE,
         ),
         Op(
             "packed_linear",
             "dense_gemm",
-            "(Tensor x, Tensor packed, Tensor? bias, SymInt out_features, str activation) "
-            "-> Tensor",
+            "(Tensor x, Tensor packed, Tensor? bias, SymInt out_features, "
+            "str activation='none') -> Tensor",
             autocast=True,
+            refuses_grad=_FOR_INFERENCE,
         ),
         Op(
             "packed_linear_layer_norm",
@@ -175,6 +187,7 @@ OPS: dict[str, Op] = {
             "(Tensor x, Tensor packed, Tensor? bias, Tensor residual, Tensor? weight, "
             "Tensor? norm_bias, float eps) -> Tensor",
             autocast=True,
+            refuses_grad=_FOR_INFERENCE,
         ),
         Op(
             "quantize_per_token",
@@ -271,6 +284,7 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable) ->
     torch.library.register_autograd(
         f"taut::{name}", backward, setup_context=setup_context, lib=library
     )
+    object.__setattr__(OPS[name], "has_gradient", True)
     if f"{name}_backward" in OPS:
 
         def refuse(ctx, *_):

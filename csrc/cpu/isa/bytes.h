@@ -10,9 +10,11 @@
 //   dot<Bits>(sums, codes, x)  sums + codes[0] x[0] + ... + codes[3] x[3] lane by lane, exact:
 //                              codes unsigned and below 2^Bits, x signed
 //   add_flags(pairs, flags, x) pairs + flags[0] x[0] + flags[1] x[1] half lane by half lane; flags
-//   0
-//                              or 1. 128 of them stay within 16 bits
+//                              are 0 or 1. 128 of them stay within 16 bits
 //   add_pairs(sums, pairs)     sums + both halves, lane by lane
+//   evens(codes), odds(codes)  AVX2 only: bytes 0 and 2, or 1 and 3, of every lane as its halves
+//   signed_evens, signed_odds  AVX2 only: the same of signed bytes
+//   dot_pairs(sums, a, b)      AVX2 only: sums + a[0] b[0] + a[1] b[1], a and b halves of lanes
 //   set_ints(n), load_ints(p), store_ints(i, p), a - b, a * b      of Ints
 //   to_vec(i)                  rounds to nearest even
 //   member<I>(bytes)           byte I of every lane, as Ints
@@ -133,6 +135,13 @@ inline Ints dot(Ints sums, Bytes codes, Bytes x) {
 }
 inline Bytes add_flags(Bytes pairs, Bytes flags, Bytes x) {
   return {_mm256_add_epi16(pairs.v, _mm256_maddubs_epi16(flags.v, x.v))};
+}
+inline Bytes evens(Bytes codes) { return {_mm256_and_si256(codes.v, _mm256_set1_epi16(255))}; }
+inline Bytes odds(Bytes codes) { return {_mm256_srli_epi16(codes.v, 8)}; }
+inline Bytes signed_evens(Bytes x) { return {_mm256_srai_epi16(_mm256_slli_epi16(x.v, 8), 8)}; }
+inline Bytes signed_odds(Bytes x) { return {_mm256_srai_epi16(x.v, 8)}; }
+inline Ints dot_pairs(Ints sums, Bytes a, Bytes b) {
+  return {_mm256_add_epi32(sums.v, _mm256_madd_epi16(a.v, b.v))};
 }
 inline Ints add_pairs(Ints sums, Bytes pairs) {
   return {_mm256_add_epi32(sums.v, _mm256_madd_epi16(pairs.v, _mm256_set1_epi16(1)))};

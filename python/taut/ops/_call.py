@@ -10,6 +10,7 @@ from taut.registry import Op
 
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
+_Tensor = torch.Tensor
 _is_inference = torch.is_inference_mode_enabled
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
@@ -36,11 +37,17 @@ def call(op: Op, *args):
     if forward_ad._current_level >= 0:
         _refuse_tangents(op, args)
     try:
+        if op.refuses_grad and _is_grad_enabled():
+            for a in args:
+                if isinstance(a, _Tensor) and a.requires_grad:
+                    _refuse_gradient(op, args)
         if _is_compiling():
             return op.overload(*args)
+        if not op.has_gradient:
+            return op.entry(*args)
         if _is_grad_enabled():
             for a in args:  # as a generator in any() this costs 0.6 us more
-                if isinstance(a, torch.Tensor) and a.requires_grad:
+                if isinstance(a, _Tensor) and a.requires_grad:
                     return op.entry(*args)
         elif _is_inference():  # the autograd key is skipped there anyway
             return op.entry(*args)
@@ -68,6 +75,15 @@ def _type_message(op: Op, args: tuple, wanted: str, name: str) -> str:
     telling = (list, tuple) if wanted.startswith("List") else int if wanted == "int" else ()
     got = reprlib.repr(value) if isinstance(value, telling) else type(value).__name__
     return f"{op.name}: {name} must be {words}, got {got}"
+
+
+def _refuse_gradient(op: Op, args: tuple) -> None:
+    for name, tensor in op.tensors(args).items():
+        if tensor.requires_grad:
+            raise ValueError(
+                f"{op.name}: {name} must be a tensor without gradient, got one that requires grad; "
+                f"{op.refuses_grad}"
+            )
 
 
 def _refuse_tangents(op: Op, args: tuple) -> None:
