@@ -160,17 +160,20 @@ __device__ __forceinline__ void output_delta(const AttentionBackwardParams& b, c
   const int lane = threadIdx.x % 32, head_dim = b.forward.head_dim;
   const T* out = static_cast<const T*>(b.out.data) + token * b.out.token_stride +
                  int64_t{head} * b.out.head_stride;
-  for (int row = lane / 8; row < 16; row += 4) {
+  for (int i = 0; i < 4; ++i) {
+    const int row = i * 4 + lane / 8;
     float sum = 0.0f;
-    for (int column = lane % 8 * 8; column < head_dim && row < rows; column += 64) {
+    for (int first = 0; first < head_dim; first += 64) {  // as often in all lanes
+      const int column = first + lane % 8 * 8;
+      if (column >= head_dim || row >= rows) continue;
       const uint4 x =
           *reinterpret_cast<const uint4*>(out + int64_t{row} * b.out.token_stride + column);
       const uint4 y = *reinterpret_cast<const uint4*>(grad + row * grad_stride + column);
       const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        sum = fmaf(ptx::low_of<T>(xs[i]), ptx::low_of<T>(ys[i]), sum);
-        sum = fmaf(ptx::high_of<T>(xs[i]), ptx::high_of<T>(ys[i]), sum);
+      for (int j = 0; j < 4; ++j) {
+        sum = fmaf(ptx::low_of<T>(xs[j]), ptx::low_of<T>(ys[j]), sum);
+        sum = fmaf(ptx::high_of<T>(xs[j]), ptx::high_of<T>(ys[j]), sum);
       }
     }
 #pragma unroll

@@ -73,9 +73,14 @@ __device__ __forceinline__ void hopper_query_gradient(const AttentionBackwardPar
       x = ptx::exp2_approx(exponent(x, i % 4 / 2, i / 4 * 8 + i % 2));
     }
     ptx::hold_registers(flat(s));
-    ptx::wgmma_wait<1>();
+    // Two places to wait, as ptxas moves a single one in front of the exponentials.
+    if (is_uniform(key + kKeys >= unit.end)) {
+      ptx::wgmma_wait<1>();
+      ring.release(ring.barriers.own_empty);
+    } else {
+      ptx::wgmma_wait<1>();
+    }
     ptx::hold_registers(flat(dp));
-    if (key + kKeys >= unit.end) ring.release(ring.barriers.own_empty);
 #pragma unroll
     for (int i = 0; i < N * 4; ++i) {
       ScoreGradient d;
@@ -132,7 +137,8 @@ __device__ __forceinline__ void hopper_query_gradient(const AttentionBackwardPar
     pack_weights<T>(dscores, s);
     int previous = ring.place.stage;
     ring.place.advance();
-    for (int key = unit.begin + kKeys; key < unit.end; key += kKeys) {
+    // Said to be uniform, or descriptors pass through registers of the threads.
+    for (int key = unit.begin + kKeys; is_uniform(key < unit.end); key += kKeys) {
       start(key);
       start_dq(previous);
       differentiate(key);
@@ -219,9 +225,13 @@ __device__ __forceinline__ void hopper_key_gradient(const AttentionBackwardParam
             exponent(s[0][n][i], i % 2 == 0 ? of_columns.x : of_columns.y, i / 2, n * 8 + i % 2));
     }
     ptx::hold_registers(flat(s));
-    ptx::wgmma_wait<1>();
+    if (is_last) {  // two places to wait, as above
+      ptx::wgmma_wait<1>();
+      ring.release(ring.barriers.own_empty);
+    } else {
+      ptx::wgmma_wait<1>();
+    }
     ptx::hold_registers(flat(dp));
-    if (is_last) ring.release(ring.barriers.own_empty);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       const float2 delta = *reinterpret_cast<const float2*>(lse2 + kQueries + n * 8);

@@ -2,9 +2,9 @@
 // memory, the warps that load, the ends of a unit of work.
 //
 // A unit owns rows of a head, of q with the gradient of out or of k with v, and meets the other
-// pair in tiles of kColumns rows, which pass through a ring. Where a tile of columns reaches over
-// the end of the sequence both its operands are cleared: one is summed along these rows, and the
-// other's products would meet zeros there that NaN turns into NaN.
+// pair in tiles of kColumns rows, which pass through a ring. Where such a tile reaches over the end
+// of the sequence, both its operands are cleared: one is summed along these rows, and from the
+// other come the factors that it meets there, zeros unless they are NaN.
 #pragma once
 #include "cuda/attention_gradient.cuh"
 #include "cuda/attention_hopper_tiles.cuh"

@@ -95,7 +95,7 @@ bool launch_hopper_gradients(const AttentionBackwardParams& b, const Launch& lau
          launch_hopper_gradient<T, D, true, kScores>(b, launch, encode);
 }
 
-// The same of the backward.
+// The same of the backward, whose kernels of queries come before those of keys.
 template <class T, class Launch, class Encode>
 bool launch_attention_hopper_backward(const AttentionBackwardParams& b, const Launch& launch,
                                       const Encode& encode) {

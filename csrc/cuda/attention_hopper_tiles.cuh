@@ -130,8 +130,11 @@ __device__ __forceinline__ void pack_weights(uint32_t (&weights)[N / 2][4],
 }
 
 // Of a tile of `rows` rows, both for products along its channels and for those along its rows.
+// Opaque, as the compiler would spend instructions on bits that it knows of the address.
 __device__ __forceinline__ uint64_t tile_descriptor(const uint8_t* tile, int rows) {
-  return ptx::matrix_descriptor(tile, rows * 128, 1024, ptx::Swizzle::bytes_128);
+  const uint64_t whole = ptx::matrix_descriptor(tile, rows * 128, 1024, ptx::Swizzle::bytes_128);
+  return (whole & ~uint64_t{0xFFFFFFFF}) |
+         static_cast<uint32_t>(ptx::opaque(static_cast<int>(whole)));
 }
 
 }  // namespace taut
