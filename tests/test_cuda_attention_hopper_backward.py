@@ -53,8 +53,7 @@ def test_wide_heads_in_half(option):
     assert_backward(EDGES, OPTIONS[option], 128, torch.float16)
 
 
-@pytest.mark.parametrize("head_dim", (40, 96))
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("head_dim, dtype", ((40, torch.bfloat16), (96, torch.float16)))
 def test_heads_that_do_not_fill_a_tile(head_dim, dtype):
     assert_backward((1, 65, 0, 257), OPTIONS["alibi"], head_dim, dtype)
 
@@ -92,7 +91,7 @@ def test_any_slope(slope):
 
 @pytest.mark.parametrize("head_dim", (64, 128))
 def test_schedules_give_the_same_bits(head_dim):
-    call = random_call(EDGES, OPTIONS["alibi"], head_dim)
+    call = random_call((33, 0, 65, 256, 257, 31), OPTIONS["alibi"], head_dim)
     want, *others = (backward(*call, schedule=schedule) for schedule in build.SCHEDULES)
     for got in others:
         assert all(map(torch.equal, got, want))
