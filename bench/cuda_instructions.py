@@ -16,6 +16,7 @@ SOURCES = (
     "attention_forward_bf16",
     "attention_forward_bf16_sm90a",
     "attention_backward_bf16",
+    "attention_backward_bf16_sm90a",
 )
 HEADER = """# Instructions per score
 
@@ -29,6 +30,8 @@ that turn. The floor is the arithmetic of a score that no formulation here avoid
 - backward by queries, 3.5: product-sum, exponential, product with its gradient, half a conversion
   (delta is what accumulators start from);
 - backward by keys, 4: the same with two weights to convert.
+
+Hopper's products start from zero, so there delta is a sum of its own, and ALiBi a product-sum.
 
 `ALiBi` is what a kernel with slopes executes more than the plain one of its shape. In the backward
 by queries that includes the gradient of the slopes.
@@ -89,13 +92,14 @@ def turns(kernel: cuda_compile.Kernel, architecture: str) -> list[Turn]:
     """The longest loop of each kind in one kernel; none unless its scores are plain or ALiBi's."""
     if not (name := NAME.match(kernel.name)):
         return []
-    (head_dim, *_), has_slopes, found = map(int, name[3].split(",")), name[4] == "1", {}
+    head_dim, has_slopes, found = int(name[3].split(",")[0]), name[4] == "1", {}
+    is_backward = name[2].endswith("Backward")
     for loop in kernel.loops:
         # On Hopper, ALiBi is 16 more channels in one of the two products.
         channels = head_dim + (8 if name[2] == "Hopper" and has_slopes else 0)
         work = multiply_adds(loop) / channels
-        products = 2 if name[2] != "Backward" else round(work / loop["MUFU.EX2"])
-        kind = "forward" if name[2] != "Backward" else {3: "queries"}.get(products, "keys")
+        products = round(work / loop["MUFU.EX2"]) if is_backward else 2
+        kind = {3: "queries"}.get(products, "keys") if is_backward else "forward"
         scores, counts = work / products, dict.fromkeys(CLASSES, 0.0)
         for instruction, n in loop.items():
             counts[classify(instruction)] += n / scores

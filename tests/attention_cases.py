@@ -2,6 +2,7 @@
 
 import functools
 import math
+from unittest import mock
 
 import torch
 
@@ -142,3 +143,20 @@ def assert_gives(out, lse, case):
     assert torch.equal(lse.isneginf(), exact_lse.isneginf())
     finite = exact_lse.isfinite()
     assert ((lse - exact_lse)[finite].abs() <= 4e-6 * exact_lse[finite].abs().clamp(min=1)).all()
+
+
+def plain_backward(*args):
+    """The gradients of the reference at the dtype of q, as eager torch would."""
+    with mock.patch.object(reference, "_wide", lambda t: t):
+        return reference.varlen_attention_backward(*args)
+
+
+def assert_backward_gives(got, grad, q, k, v, cu_q, cu_k, *chosen):
+    """dq, dk, dv, dslopes and drelative_bias of a kernel on the side of a GPU, brought to the CPU."""
+    wide = [t.double() for t in (q, k, v)]
+    found = reference.varlen_attention(*wide, cu_q, cu_k, *chosen)
+    exact = reference.varlen_attention_backward(grad.double(), *wide, *found, cu_q, cu_k, *chosen)
+    found = reference.varlen_attention(q, k, v, cu_q, cu_k, *chosen)
+    plain = plain_backward(grad, q, k, v, *found, cu_q, cu_k, *chosen)
+    for actual, at_dtype, want in zip(got, plain, exact, strict=True):
+        assert_close_by_comparison(actual, at_dtype.to(actual.dtype), want)

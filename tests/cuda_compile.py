@@ -27,6 +27,8 @@ KERNELS = (
     "attention_forward_f16_sm90a",
     "attention_backward_bf16",
     "attention_backward_f16",
+    "attention_backward_bf16_sm90a",
+    "attention_backward_f16_sm90a",
     "attention_plan",
     "binary_attention",
     "binary_gemm",

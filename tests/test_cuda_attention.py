@@ -1,7 +1,5 @@
 """The CUDA kernels of varlen attention, run in the host executor, against the reference."""
 
-from unittest import mock
-
 import pytest
 import torch
 
@@ -10,6 +8,7 @@ from attention_cases import (
     LENGTHS,
     OPTIONS,
     arguments,
+    assert_backward_gives,
     assert_gives,
     forward_case,
     long_case,
@@ -195,25 +194,13 @@ def test_a_wrong_plan_stays_inside(offsets):
 # ---- backward
 
 
-def narrow_backward(*args):
-    """Plain torch at the dtype of q."""
-    with mock.patch.object(reference, "_wide", lambda t: t):
-        return reference.varlen_attention_backward(*args)
-
-
 def assert_backward(lengths_q, lengths_k, heads_kv, head_dim, dtype, options, schedule=0):
     q, k, v = random_qkv(lengths_q, lengths_k, HEADS, heads_kv, head_dim, dtype)
     cu_q, cu_k = cu_seqlens_of(lengths_q), cu_seqlens_of(lengths_k)
     chosen, grad = arguments(options, head_dim), torch.randn_like(q)
     out, lse = cuda.forward(q, k, v, cu_q, cu_k, *chosen)
     got = cuda.backward(grad, q, k, v, out, lse, cu_q, cu_k, *chosen, schedule=schedule)
-    wide = [t.double() for t in (q, k, v)]
-    found = reference.varlen_attention(*wide, cu_q, cu_k, *chosen)
-    exact = reference.varlen_attention_backward(grad.double(), *wide, *found, cu_q, cu_k, *chosen)
-    found = reference.varlen_attention(q, k, v, cu_q, cu_k, *chosen)
-    plain = narrow_backward(grad, q, k, v, *found, cu_q, cu_k, *chosen)
-    for actual, at_dtype, want in zip(got, plain, exact, strict=True):
-        assert_close_by_comparison(actual, at_dtype.to(actual.dtype), want)
+    assert_backward_gives(got, grad, q, k, v, cu_q, cu_k, *chosen)
     return got
 
 

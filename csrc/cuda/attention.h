@@ -15,15 +15,22 @@ const char* run_attention(AttentionParams p, int32_t device, cudaStream_t stream
 template <class T>
 bool run_attention_hopper(const AttentionParams& p, int32_t device, cudaStream_t stream);
 template <class T>
-void run_attention_backward(const AttentionBackwardParams& b, int32_t device, cudaStream_t stream);
+const char* run_attention_backward(AttentionBackwardParams b, int32_t device, cudaStream_t stream);
+template <class T>
+bool run_attention_hopper_backward(const AttentionBackwardParams& b, int32_t device,
+                                   cudaStream_t stream);
 
 extern template const char* run_attention<bf16>(AttentionParams, int32_t, cudaStream_t);
 extern template const char* run_attention<f16>(AttentionParams, int32_t, cudaStream_t);
 extern template bool run_attention_hopper<bf16>(const AttentionParams&, int32_t, cudaStream_t);
 extern template bool run_attention_hopper<f16>(const AttentionParams&, int32_t, cudaStream_t);
-extern template void run_attention_backward<bf16>(const AttentionBackwardParams&, int32_t,
-                                                  cudaStream_t);
-extern template void run_attention_backward<f16>(const AttentionBackwardParams&, int32_t,
-                                                 cudaStream_t);
+extern template const char* run_attention_backward<bf16>(AttentionBackwardParams, int32_t,
+                                                         cudaStream_t);
+extern template const char* run_attention_backward<f16>(AttentionBackwardParams, int32_t,
+                                                        cudaStream_t);
+extern template bool run_attention_hopper_backward<bf16>(const AttentionBackwardParams&, int32_t,
+                                                         cudaStream_t);
+extern template bool run_attention_hopper_backward<f16>(const AttentionBackwardParams&, int32_t,
+                                                        cudaStream_t);
 
 }  // namespace taut

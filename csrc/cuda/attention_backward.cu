@@ -51,10 +51,11 @@ std::tuple<Tensor, Tensor> backward(AttentionBackwardParams& b, const AttentionB
   if (alibi_slopes) b.slope_shares = static_cast<float*>(slope_shares.mutable_data_ptr());
   if (relative_bias) b.relative_shares = static_cast<float*>(relative_shares.mutable_data_ptr());
 
+  const char* variant = "native";
   if (p.heads > 0 && (p.total_q > 0 || p.total_k > 0)) {
     const auto run =
         dtype == ScalarType::BFloat16 ? run_attention_backward<bf16> : run_attention_backward<f16>;
-    run(b, device, stream);
+    variant = run(b, device, stream);
   }
 
   const auto summed = [&](const std::optional<Tensor>& like, const float* shares,
@@ -75,7 +76,7 @@ std::tuple<Tensor, Tensor> backward(AttentionBackwardParams& b, const AttentionB
   };
   Tensor dslopes = summed(alibi_slopes, b.slope_shares, p.slopes_stride != 0);
   Tensor drelative = summed(relative_bias, b.relative_shares, false);
-  record_variant(op, "native");
+  record_variant(op, variant);
   return {dslopes, drelative};
 }
 

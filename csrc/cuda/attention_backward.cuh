@@ -5,7 +5,8 @@
 // over the queries of its group, with transposed scores: dk and dv. Both recompute the scores; in
 // both every weight moves from accumulators to the next product in registers. Sequences of up to
 // kShortLength tokens are one block's work per head of k, in one launch; longer ones take a launch
-// for the queries and one for the keys.
+// for the queries and one for the keys. On Hopper attention_hopper_backward.cuh takes all but those
+// of kPackedLength.
 #pragma once
 #include "cuda/attention_gradient.cuh"
 
@@ -52,16 +53,11 @@ __device__ __forceinline__ void query_gradient(const AttentionBackwardParams& b,
   const bool has_relative = kScores == Scores::all && b.relative_shares != nullptr;
   const bool sums_delta = kScores == Scores::all && (p.clip || has_relative);
   float lse2[2], delta[2] = {0.0f, 0.0f};
-  if (!sums_delta) output_delta<S>(b, grad_rows.tile, token, head, rows);
+  if (!sums_delta) output_delta<T>(b, grad_rows.tile, kPitch<D>, token, head, rows);
+  rows_lse2(lse2, b, of_rows, rows);
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int own_row = lane / 4 + 8 * r;
-    // +inf, which gives weights of 0, for rows that see no key or are none.
-    const float lse = own_row < rows ? p.logsumexp[of_rows + own_row] : -kInfinity;
-    lse2[r] = lse == -kInfinity ? kInfinity : lse * kLog2E;
-    if (!sums_delta && own_row < rows) delta[r] = b.delta[of_rows + own_row];
-    if (lane % 4 == 0 && own_row < rows) b.lse2[of_rows + own_row] = lse2[r];
-  }
+  for (int r = 0; r < 2; ++r)
+    if (!sums_delta && lane / 4 + 8 * r < rows) delta[r] = b.delta[of_rows + lane / 4 + 8 * r];
 
   float dq[1][D / 8][4];
   set_zero(dq);
@@ -331,7 +327,7 @@ __device__ __forceinline__ BackwardUnit find_unit(const AttentionBackwardParams&
   const Sequence s = find_sequence(p, item.sequence);
   const int tiles_q = tiles_of(s.len_q), of_queries = p.group * tiles_q;
   if (is_short) {
-    if (most(s.len_q, s.len_k) > kShortLength) return {};
+    if (most(s.len_q, s.len_k) > (p.on_hopper ? kPackedLength : kShortLength)) return {};
     return {item.sequence, head, 0, of_queries + tiles_of(s.len_k)};
   }
   const int row = item.first_row + static_cast<int>(part % halves) * kShortRows;

@@ -152,26 +152,28 @@ struct SlopeSums {
   }
 };
 
-// delta of the warp's 16 rows from out . grad_out, eight lanes per row.
-template <class S>
-__device__ __forceinline__ void output_delta(const AttentionBackwardParams& b,
-                                             const typename S::T* grad_tile, int64_t token,
-                                             int head, int rows) {
-  using T = typename S::T;
+// delta of the warp's 16 rows from out . grad_out, eight lanes per row; `grad` is the first row.
+template <class T>
+__device__ __forceinline__ void output_delta(const AttentionBackwardParams& b, const T* grad,
+                                             int64_t grad_stride, int64_t token, int head,
+                                             int rows) {
   const int lane = threadIdx.x % 32, head_dim = b.forward.head_dim;
   const T* out = static_cast<const T*>(b.out.data) + token * b.out.token_stride +
                  int64_t{head} * b.out.head_stride;
-  for (int row = lane / 8; row < 16; row += 4) {
+  for (int i = 0; i < 4; ++i) {
+    const int row = i * 4 + lane / 8;
     float sum = 0.0f;
-    for (int column = lane % 8 * 8; column < head_dim && row < rows; column += 64) {
+    for (int first = 0; first < head_dim; first += 64) {  // as often in all lanes
+      const int column = first + lane % 8 * 8;
+      if (column >= head_dim || row >= rows) continue;
       const uint4 x =
           *reinterpret_cast<const uint4*>(out + int64_t{row} * b.out.token_stride + column);
-      const uint4 y = *reinterpret_cast<const uint4*>(grad_tile + row * kPitch<S::D> + column);
+      const uint4 y = *reinterpret_cast<const uint4*>(grad + row * grad_stride + column);
       const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        sum = fmaf(ptx::low_of<T>(xs[i]), ptx::low_of<T>(ys[i]), sum);
-        sum = fmaf(ptx::high_of<T>(xs[i]), ptx::high_of<T>(ys[i]), sum);
+      for (int j = 0; j < 4; ++j) {
+        sum = fmaf(ptx::low_of<T>(xs[j]), ptx::low_of<T>(ys[j]), sum);
+        sum = fmaf(ptx::high_of<T>(xs[j]), ptx::high_of<T>(ys[j]), sum);
       }
     }
 #pragma unroll
@@ -179,6 +181,20 @@ __device__ __forceinline__ void output_delta(const AttentionBackwardParams& b,
     if (lane % 8 == 0 && row < rows) b.delta[int64_t{head} * b.forward.total_q + token + row] = sum;
   }
   __syncwarp();
+}
+
+// logsumexp in units of log2 of this lane's two of the warp's rows, also for the kernel of keys:
+// +inf, which gives weights of 0, for rows that see no key or are none.
+__device__ __forceinline__ void rows_lse2(float (&lse2)[2], const AttentionBackwardParams& b,
+                                          int64_t of_rows, int rows) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int own_row = lane / 4 + 8 * r;
+    const float lse = own_row < rows ? b.forward.logsumexp[of_rows + own_row] : -kInfinity;
+    lse2[r] = lse == -kInfinity ? kInfinity : lse * kLog2E;
+    if (lane % 4 == 0 && own_row < rows) b.lse2[of_rows + own_row] = lse2[r];
+  }
 }
 
 // The warp's rows of a gradient, through its rows of a tile in shared memory.

@@ -13,10 +13,7 @@
 // of Q hold the slope and the rows of K their own number, and one number per row.
 #pragma once
 #include "cuda/attention.cuh"
-#include "cuda/ptx/barrier.h"
-#include "cuda/ptx/mbarrier.h"
-#include "cuda/ptx/tma.h"
-#include "cuda/ptx/wgmma.h"
+#include "cuda/attention_hopper_tiles.cuh"
 
 namespace taut {
 
@@ -81,59 +78,7 @@ struct HopperBarriers {
   }
 };
 
-// The place in a ring of stages, and the parity of its phase.
-template <int kStages>
-struct RingPlace {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    stage = stage + 1 < kStages ? stage + 1 : 0;
-    parity ^= stage == 0;
-  }
-};
-
-// One item and head: rows of q from first_row on, keys of [begin, end).
-struct HopperUnit {
-  Sequence sequence;
-  int head, first_row, begin, end;
-};
-
-// Calls body(unit) for the block's share of the units, the same for every thread.
-template <class S, class Body>
-__device__ __forceinline__ void for_each_unit(const AttentionParams& p, const Body& body) {
-  const int last = clamp(p.plan[S::kLong ? kPlanLong : kPlanOne], 0, p.plan_items);
-  const int first = S::kLong ? 0 : clamp(p.plan[kPlanLong], 0, last);
-  const int64_t units = int64_t{last - first} * p.heads;
-  for (int64_t i = blockIdx.x; i < units; i += gridDim.x) {
-    const Item item = plan_item(p.plan, first + i / p.heads, p.batch);
-    if (item.sequence < 0) continue;
-    HopperUnit unit;
-    unit.sequence = find_sequence(p, item.sequence);
-    const int len_q = unit.sequence.len_q, len_k = unit.sequence.len_k;
-    if (item.first_row >= len_q) continue;
-    unit.head = i % p.heads;
-    unit.first_row = item.first_row;
-    const int first_distance = item.first_row + len_k - len_q;
-    const int rows = least(S::kRows, len_q - item.first_row);
-    unit.begin = most(first_distance - p.window_left, 0) / S::kKeys * S::kKeys;
-    unit.end = least(len_k, first_distance + rows + p.window_right);
-    body(unit);
-  }
-}
-
 // ---- the warpgroup that loads
-
-// 64-row boxes of a tile of `rows` rows, from row `token` on.
-template <class S>
-__device__ __forceinline__ void load_tile(uint8_t* tile, const ptx::TensorMap* map,
-                                          uint64_t* barrier, int rows, int head, int token) {
-  for (int column = 0; column < S::D / 64; ++column) {
-    for (int row = 0; row < rows; row += 64)
-      ptx::tensor_load(tile + (column * rows + row) * 128, map, barrier, column * 64, head,
-                       token + row);
-  }
-}
 
 template <class S>
 __device__ __forceinline__ void load_units(const HopperParams& h, uint8_t* shared) {
@@ -141,48 +86,36 @@ __device__ __forceinline__ void load_units(const HopperParams& h, uint8_t* share
   const AttentionParams& p = h.attention;
   RingPlace<S::kStages> place;
   uint32_t unit_parity = 0;
-  for_each_unit<S>(p, [&](const HopperUnit& unit) {
+  for_each_query_unit<S, S::kKeys>(p, [&](const HopperUnit& unit) {
     if (unit.begin >= unit.end) return;
     const int head_kv = unit.head / p.group;
     ptx::mbarrier_wait(barriers.q_empty, unit_parity ^ 1);
     ptx::mbarrier_arrive_expect(barriers.q_full, S::kRows * S::D * 2);
-    load_tile<S>(shared + S::kQ, &h.q, barriers.q_full, S::kRows, unit.head,
-                 unit.sequence.begin_q + unit.first_row);
+    load_tile<S::D, S::kRows>(shared + S::kQ, &h.q, barriers.q_full, unit.head,
+                              unit.sequence.begin_q + unit.first_row);
     unit_parity ^= 1;
     for (int key = unit.begin; key < unit.end; key += S::kKeys, place.advance()) {
       const int i = place.stage, token = unit.sequence.begin_k + key;
       ptx::mbarrier_wait(barriers.k_empty + i, place.parity ^ 1);
       ptx::mbarrier_arrive_expect(barriers.k_full + i, S::kTile);
-      load_tile<S>(shared + S::kK + i * S::kTile, &h.k, barriers.k_full + i, S::kKeys, head_kv,
-                   token);
+      load_tile<S::D, S::kKeys>(shared + S::kK + i * S::kTile, &h.k, barriers.k_full + i, head_kv,
+                                token);
       ptx::mbarrier_wait(barriers.v_empty + i, place.parity ^ 1);
       ptx::mbarrier_arrive_expect(barriers.v_full + i, S::kTile);
-      load_tile<S>(shared + S::kV + i * S::kTile, &h.v, barriers.v_full + i, S::kKeys, head_kv,
-                   token);
+      load_tile<S::D, S::kKeys>(shared + S::kV + i * S::kTile, &h.v, barriers.v_full + i, head_kv,
+                                token);
     }
   });
 }
 
 // ---- the warpgroups that compute
 
-// Accumulators as the instruction takes them.
-template <int N>
-using Flat = float (&)[4 * N];
-template <int N>
-__device__ __forceinline__ Flat<N> flat(float (&acc)[1][N][4]) {
-  return reinterpret_cast<Flat<N>>(acc);
-}
-
 // Starts s = Q K^T, and with ALiBi + slope . numbers, for a warpgroup's 64 rows.
 template <class S>
 __device__ __forceinline__ void start_scores(float (&s)[1][S::N][4], uint64_t q, uint64_t k,
                                              uint64_t numbers, const uint32_t (&slope)[4]) {
   ptx::wgmma_fence();
-#pragma unroll
-  for (int i = 0; i < S::D / 16; ++i)
-    ptx::wgmma_ss<typename S::T>(
-        flat(s), ptx::descriptor_after(q, i / 4 * S::kRows * 128 + i % 4 * 32),
-        ptx::descriptor_after(k, i / 4 * S::kKeys * 128 + i % 4 * 32), i > 0);
+  start_rows<typename S::T, S::D, S::kRows>(s, q, k);
   if constexpr (S::kScores == Scores::alibi) ptx::wgmma_rs<bf16>(flat(s), slope, numbers, true);
   ptx::wgmma_commit();
 }
@@ -192,10 +125,7 @@ template <class S>
 __device__ __forceinline__ void start_values(float (&o)[1][S::D / 8][4],
                                              const uint32_t (&weights)[S::N / 2][4], uint64_t v) {
   ptx::wgmma_fence();
-#pragma unroll
-  for (int i = 0; i < S::N / 2; ++i)
-    ptx::wgmma_rs<typename S::T, ptx::Major::mn>(flat(o), weights[i],
-                                                 ptx::descriptor_after(v, i * 2048), true);
+  start_sums<typename S::T, S::D>(o, weights, v);
   ptx::wgmma_commit();
 }
 
@@ -248,14 +178,9 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
   // The tile of V in which the sequence may end: clears the rows of no key.
   const auto wait_last_values = [&](const RingPlace<S::kStages>& at, int key) {
     wait_values(at);
-    const int keys = len_k - key, rest = (kKeys - keys) * 8;  // rest: chunks of 16 bytes
-    if (rest <= 0) return;
-    uint8_t* tile = shared + S::kV + at.stage * S::kTile;
-#pragma unroll 1
-    for (int i = threadIdx.x - 128; i < rest * (D / 64); i += S::kComputing)
-      *reinterpret_cast<uint4*>(tile + (i / rest * kKeys + keys) * 128 + i % rest * 16) =
-          make_uint4(0, 0, 0, 0);
-    ptx::fence_async_shared();
+    if (key + kKeys <= len_k) return;
+    clear_rows<D, kKeys, S::kComputing>(shared + S::kV + at.stage * S::kTile, len_k - key,
+                                        threadIdx.x - 128);
     ptx::barrier_sync(1, S::kComputing);
   };
 
@@ -282,13 +207,11 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
   uint32_t weights[N / 2][4], slope[4];
   set_zero(o);
 
-  using ptx::Swizzle;
-  const uint64_t q_rows =
-      ptx::matrix_descriptor(shared + S::kQ + group * 64 * 128, 16, 1024, Swizzle::bytes_128);
-  const uint64_t k_tiles = ptx::matrix_descriptor(shared + S::kK, 16, 1024, Swizzle::bytes_128);
-  const uint64_t v_tiles =
-      ptx::matrix_descriptor(shared + S::kV, kKeys * 128, 1024, Swizzle::bytes_128);
-  const uint64_t numbers = ptx::matrix_descriptor(shared + S::kNumbers, 128, 256, Swizzle::none);
+  const uint64_t q_rows = tile_descriptor(shared + S::kQ + group * 64 * 128, S::kRows);
+  const uint64_t k_tiles = tile_descriptor(shared + S::kK, kKeys);
+  const uint64_t v_tiles = tile_descriptor(shared + S::kV, kKeys);
+  const uint64_t numbers =
+      ptx::matrix_descriptor(shared + S::kNumbers, 128, 256, ptx::Swizzle::none);
 
   // Tiles inside begin at a key of [inside_begin, inside_end]; with ALiBi, at the last one in front
   // of the diagonal or before, or at the first one behind it or later.
@@ -334,11 +257,8 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
     ptx::hold_registers(flat(s));  // now, while V is under way
     return moved;
   };
-  const auto pack_weights = [&] {
-#pragma unroll
-    for (int i = 0; i < N * 2; ++i)
-      weights[i / 4][i % 4] = ptx::pack<T>(s[0][i / 2][i % 2 * 2], s[0][i / 2][i % 2 * 2 + 1]);
-    ptx::hold_registers(reinterpret_cast<uint32_t (&)[N * 2]>(weights));
+  const auto pack = [&] {
+    pack_weights<T>(weights, s);
     ptx::hold_registers(flat(o));
   };
 
@@ -346,7 +266,7 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
     start(unit.begin);
     ptx::wgmma_wait<0>();
     weigh(unit.begin);
-    pack_weights();
+    pack();
     RingPlace<S::kStages> values = place;  // the tile of V that meets `weights`
     place.advance();
     int key = unit.begin + kKeys;
@@ -365,7 +285,7 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
         ptx::hold_registers(flat(o));
       }
       release(barriers.v_empty + values.stage);
-      pack_weights();
+      pack();
       values = place;
       place.advance();
     }
@@ -411,7 +331,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     ptx::set_max_registers_up<S::kRegisters>();
     RingPlace<S::kStages> place;
     uint32_t q_parity = 0;
-    for_each_unit<S>(h.attention, [&](const HopperUnit& unit) {
+    for_each_query_unit<S, S::kKeys>(h.attention, [&](const HopperUnit& unit) {
       compute_unit<S>(h.attention, unit, shared, place, q_parity);
       q_parity ^= unit.begin < unit.end;
     });

@@ -82,7 +82,7 @@ struct BackwardLauncher {
              units, phased);
     };
     run_phase(BackwardPhase::short_sequences, int64_t{p.batch} * heads_kv);
-    if (!has_long(p)) return;
+    if (p.on_hopper || !has_long(p)) return;
     constexpr int kTiles = kLongRows / kShortRows;
     run_phase(BackwardPhase::queries, kTiles * int64_t{p.plan_items} * p.heads);
     run_phase(BackwardPhase::keys, kTiles * int64_t{b.key_plan_items} * heads_kv);

@@ -13,7 +13,7 @@ namespace taut {
 // len_k). Sequences come by falling n, then by index, items likewise, then by row; so those of a
 // class are neighbours:
 //   long  n > kShortLength        two   n > 16: a tile of 64 rows holds two heads of the sequence
-//   one   n > 32                  four  a tile holds four heads
+//   one   n > kPackedLength       four  a tile holds four heads
 // Unused rows are -1; all are, and the header's counts 0, when cu_seqlens are malformed.
 enum PlanField : int {
   kPlanError,  // a PlanError
@@ -24,7 +24,7 @@ enum PlanField : int {
   kPlanFour,
 };
 constexpr int kPlanHeader = 4;
-constexpr int kShortRows = 64, kLongRows = 128, kShortLength = 256;
+constexpr int kShortRows = 64, kLongRows = 128, kShortLength = 256, kPackedLength = 32;
 // cu_seqlens must start at 0, not decrease, and end within the tokens.
 enum PlanError : int { kPlanFine, kPlanStart, kPlanDecreases, kPlanEnd };
 
@@ -69,7 +69,7 @@ struct AttentionParams {
   uint32_t dropout_threshold;     // keep where the random word is at least this
   float keep_scale;
   uint32_t seed[2];
-  bool on_hopper;  // attention_hopper.cuh takes the items of the classes long and one
+  bool on_hopper;  // the Hopper kernels take the items of the classes long and one
 };
 constexpr int32_t kNoWindow = 1 << 30;
 
@@ -103,6 +103,13 @@ struct AttentionBackwardParams {
   // sequence b is at cu_seqlens_q[b] / kShortRows + b + t.
   float* slope_shares;     // (plan_items, heads) or null
   float* relative_shares;  // (plan_items, heads, 2 * relative_limit + 1) or null
+};
+
+// For attention_hopper_backward.cuh: boxes of 64 channels of one head, of 64 tokens or, where a
+// kernel's tiles of queries are smaller, of as many tokens of q and of the gradient of out.
+struct HopperBackwardParams {
+  ptx::TensorMap q, k, v, grad_out;
+  AttentionBackwardParams backward;
 };
 
 }  // namespace taut

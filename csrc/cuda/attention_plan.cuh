@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kPlanThreads)
       items_before += before ? items[i] : 0;
     }
     ends[0] += other.length > kShortLength ? other.items : 0;
-    ends[1] += other.length > 32 ? other.items : 0;
+    ends[1] += other.length > kPackedLength ? other.items : 0;
     ends[2] += other.length > 16 ? other.items : 0;
     ends[3] += other.items;
     __syncthreads();

@@ -14,8 +14,13 @@ const char* run_attention(AttentionParams p, int32_t device, cudaStream_t stream
   return p.on_hopper ? "native/hopper" : "native";
 }
 template <class T>
-void run_attention_backward(const AttentionBackwardParams& b, int32_t device, cudaStream_t stream) {
+const char* run_attention_backward(AttentionBackwardParams b, int32_t device, cudaStream_t stream) {
+  bool& on_hopper = b.forward.on_hopper;
+  if constexpr (kHasHopper)
+    on_hopper =
+        compute_capability(device) == 90 && run_attention_hopper_backward<T>(b, device, stream);
   launch_attention_backward<T>(b, PersistentLaunch{device, stream});
+  return on_hopper ? "native/hopper" : "native";
 }
 
 }  // namespace taut

@@ -114,13 +114,15 @@ def forward(q, k, v, cu_q, cu_k, *options, biases=(None,) * 3, schedule=0, given
 
 def backward(
     grad_out, q, k, v, out, logsumexp, cu_q, cu_k, *options, biases=(None,) * 3, schedule=0,
-    gradients=None,
+    gradients=None, given_plans=None, on_hopper=False,
 ):  # fmt: skip
     """(dq, dk, dv, dslopes, drelative_bias), as the op gives them."""
     slopes, relative = options[1:3]
     total_q, heads = q.shape[:2]
-    items = plan(cu_q, cu_k, total_q, k.shape[0], schedule)
-    key_items = plan(cu_k, cu_q, k.shape[0], total_q, schedule)
+    items, key_items = given_plans or (
+        plan(cu_q, cu_k, total_q, k.shape[0], schedule),
+        plan(cu_k, cu_q, k.shape[0], total_q, schedule),
+    )
     b = BackwardParams()
     b.forward = _params(q, k, v, biases, cu_q, cu_k, items, options)
     b.forward.logsumexp = logsumexp.data_ptr()
@@ -138,6 +140,10 @@ def backward(
     reads = (q, k, v, cu_q, cu_k, items, key_items, *options[1:3], *biases, out, grad_out,
              logsumexp)  # fmt: skip
     memory = memory_of(reads, (*gradients, lse2, delta, slope_shares, relative_shares))
+    b.forward.on_hopper = on_hopper
+    if on_hopper:
+        kind = KINDS[q.dtype]
+        call("attention_hopper_backward", "backward_hopper", b, memory, kind, schedule=schedule)
     call("attention", "backward", b, memory, KINDS[q.dtype], schedule=schedule)
 
     def summed(shares, like, per_sequence):

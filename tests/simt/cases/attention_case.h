@@ -39,4 +39,11 @@ struct Executor {
   }
 };
 
+// The twin of csrc/cuda/encode_tensor_map.h.
+[[maybe_unused]] bool encode_map(taut::ptx::TensorMap& map, const void* data, const uint64_t* sizes,
+                                 const uint64_t* strides, const uint32_t* box) {
+  map = simt::encode_tensor_map(data, 2, 3, sizes, strides, box, 128);
+  return true;
+}
+
 }  // namespace

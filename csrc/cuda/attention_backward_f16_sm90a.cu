@@ -1,0 +1,5 @@
+// The Hopper kernels of varlen attention, backward, for f16.
+#include "cuda/attention_hopper_run.cuh"
+
+template bool taut::run_attention_hopper_backward<taut::f16>(const AttentionBackwardParams&,
+                                                             int32_t, cudaStream_t);
