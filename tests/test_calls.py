@@ -190,6 +190,16 @@ def test_forward_mode_is_refused_and_not_silently_zero(name):
             run(value)
 
 
+@pytest.mark.parametrize("name", ("layer_norm", "rms_norm", "bias_activation", "bias_glu", "pool"))
+def test_an_empty_batch_trains(name):
+    """The gradient of sum() is an expanded scalar; without elements its strides mean nothing."""
+    x = torch.empty(0, 16, requires_grad=True)
+    rest = (cu_seqlens_of([]),) if name == "pool" else ()
+    getattr(taut, name)(x, *rest).sum().backward()
+    assert x.grad.shape == (0, 16)
+    getattr(taut, name)(torch.zeros(()).expand(0, 16), *rest)
+
+
 # ---- autocast
 
 

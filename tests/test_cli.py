@@ -166,7 +166,9 @@ def test_a_failure_leaves_the_old_output(lines, tmp_path):
 
 def test_wrong_use_exits_with_2(lines, tmp_path):
     assert taut("encode", lines).returncode == 2
-    refused(encode(lines, tmp_path / "o.npy", "--dtype", "int3"), "fp32, bf16")
+    refused(
+        encode(lines, tmp_path / "o.npy", "--dtype", "int3"), "value for '--dtype'", "fp32, bf16"
+    )
     for tokens in (0, -1):
         refused(encode(lines, tmp_path / "o.npy", "--batch-tokens", tokens), "batch-tokens")
     assert taut("no-such-command").returncode == 2

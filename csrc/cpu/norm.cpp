@@ -21,7 +21,7 @@ void check_norm(const char* op, const Tensor& x, const Optional& residual, const
   const int64_t rows = x.size(0), columns = x.size(1);
   const ScalarType dtype = x.scalar_type();
   check(columns > 0, op, "x must have at least one column, got (", rows, ", 0)");
-  check(columns == 1 || x.stride(1) == 1, op, "x must have contiguous rows");
+  check(has_contiguous_rows(x), op, "x must have contiguous rows");
   if (residual) check_rows(*residual, rows, columns, dtype, op, "residual");
   if (bias) check_vector(*bias, columns, dtype, op, "bias");
   if (weight) check_vector(*weight, columns, dtype, op, "weight");

@@ -21,7 +21,7 @@ PoolMode parse_mode(const std::string& name, const char* op) {
 PoolParams check_pool(const char* op, const Tensor& x, const Tensor& cu_seqlens,
                       const std::string& mode, bool normalize) {
   if (x.dim() != 2) check(false, op, "x must be (total_tokens, columns), got ", shape_of(x));
-  check(x.size(1) <= 1 || x.stride(1) == 1, op, "x must have contiguous rows");
+  check(has_contiguous_rows(x), op, "x must have contiguous rows");
   check_cu_seqlens(cu_seqlens, x.size(0), op, "cu_seqlens");
   PoolParams p{};
   p.x = x.const_data_ptr();

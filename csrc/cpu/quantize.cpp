@@ -18,7 +18,7 @@ void check_x(const Tensor& x, const char* op) {
   check_cpu(x, op, "x");
   if (x.dim() != 2) check(false, op, "x must be (total_tokens, columns), got ", shape_of(x));
   check(x.size(1) > 0, op, "x must have at least one column, got ", shape_of(x));
-  check(x.size(1) == 1 || x.stride(1) == 1, op, "x must have contiguous rows");
+  check(has_contiguous_rows(x), op, "x must have contiguous rows");
 }
 
 std::tuple<Tensor, Tensor> quantize_per_token(const Tensor& x, const Optional& channel_scale,

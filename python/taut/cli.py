@@ -29,7 +29,8 @@ def _dtype(name: str):
     import torch
 
     if name not in _DTYPES:
-        raise typer.BadParameter(f"must be one of {', '.join(_DTYPES)}, got {name!r}")
+        message = f"must be one of {', '.join(_DTYPES)}, got {name!r}"
+        raise typer.BadParameter(message, param_hint="'--dtype'")
     return getattr(torch, _DTYPES[name])
 
 

@@ -171,9 +171,15 @@ def prepare(module: torch.nn.Module, scheme: str) -> torch.nn.Module:
         The module. `convert` makes it ready for inference.
 
     Raises:
-        ValueError: there is no such scheme.
+        ValueError: there is no such scheme, it is "float", or the module holds no such linear.
     """
-    parse_scheme(scheme)
+    if parse_scheme(scheme).kind == "float":
+        raise ValueError("prepare: scheme must be one that rounds, got 'float'")
+    if not any(type(part) is Linear for part in _layers(module).modules()):
+        raise ValueError(
+            "prepare: module must hold a taut.nn.Linear in its layers, "
+            f"got none in {type(module).__name__}"
+        )
     return _replace(module, Linear, lambda linear: QatLinear(linear, scheme))
 
 
@@ -194,9 +200,12 @@ def convert(module: torch.nn.Module) -> torch.nn.Module:
     return module.eval()
 
 
+def _layers(module: torch.nn.Module) -> torch.nn.Module:
+    return module.backbone.layers if isinstance(module, Pretrained) else module
+
+
 def _replace(module: torch.nn.Module, kind: type, make) -> torch.nn.Module:
-    root = module.backbone.layers if isinstance(module, Pretrained) else module
-    for parent in list(root.modules()):
+    for parent in list(_layers(module).modules()):
         for name, child in list(parent.named_children()):
             if type(child) is kind:
                 setattr(parent, name, make(child))

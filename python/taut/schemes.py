@@ -95,8 +95,10 @@ def parse_scheme(name: str) -> Scheme:
         The scheme.
 
     Raises:
-        ValueError: there is no such scheme.
+        TypeError, ValueError: name is no str, or there is no such scheme.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"scheme must be a str, got {type(name).__name__}")
     base, has_group, group = name.partition("-g")
     scheme = _base_scheme(base)
     if scheme is None or (has_group and (not group.isdigit() or int(group) not in GROUP_SIZES)):

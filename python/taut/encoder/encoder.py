@@ -27,6 +27,11 @@ def _check_batch_tokens(op: str, batch_tokens: int) -> None:
         raise ValueError(f"{op}: batch_tokens must be a positive int, got {batch_tokens!r}")
 
 
+def _results(count: int, columns: int) -> torch.Tensor:
+    """Room for what all batches give, whatever torch's default dtype and device are."""
+    return torch.empty(count, columns, dtype=torch.float32, device="cpu")
+
+
 class Encoder(Pretrained):
     """Texts to embeddings, or packed token ids to hidden states.
 
@@ -145,7 +150,8 @@ class Encoder(Pretrained):
             ValueError: no ids, or an id or a text's length that the model does not have; as for
                 `encode`.
         """
-        rows = check_ids("encode_ids", ids, self.config.vocab_size)
+        longest = self.config.max_tokens if self.config.architecture.positions else None
+        rows = check_ids("encode_ids", ids, self.config.vocab_size, longest)
         flats = flats_of_ids(rows)
         return self._embed(
             "encode_ids", flats, len(rows), batch_tokens, normalize, pooling, show_progress
@@ -158,7 +164,7 @@ class Encoder(Pretrained):
         normalize = self.settings.normalize if normalize is None else bool(normalize)
         self.eval()
         with torch.inference_mode(False):  # a plain tensor, that may be trained on
-            out = torch.empty(count, self.config.hidden_size)
+            out = _results(count, self.config.hidden_size)
         done = 0
         with tqdm(total=count, unit="text", disable=not show_progress) as progress:
             for batch in batches(flats, batch_tokens):
@@ -215,7 +221,7 @@ class SequenceClassifier(_WithHead):
         _check_batch_tokens("predict", batch_tokens)
         self.eval()
         with torch.inference_mode(False):  # a plain tensor, that may be trained on
-            out = torch.empty(len(texts), self.config.num_labels)
+            out = _results(len(texts), self.config.num_labels)
         done = 0
         flats = self._text_tokenizer("predict").flats(texts)
         for batch in batches(flats, batch_tokens):

@@ -11,6 +11,7 @@ from taut.nn import Linear
 from taut.ops.activation import bias_glu
 from taut.ops.attention import shared_plan, varlen_attention_qkvpacked
 from taut.ops.embedding import embed_layer_norm
+from taut.reference._check import check_tensor
 
 # Beyond this distance all tokens share a bucket of the relative position bias.
 RELATIVE_RADIUS = 128
@@ -50,6 +51,17 @@ def positions_of(cu_seqlens: torch.Tensor, total_tokens: int) -> torch.Tensor:
     """Each token's place in its sequence, int32 (total_tokens,)."""
     rows = torch.arange(total_tokens, dtype=torch.int32, device=cu_seqlens.device)
     return rows - cu_seqlens[torch.searchsorted(cu_seqlens[1:], rows, right=True)]
+
+
+def _check_packed(input_ids: torch.Tensor, cu_seqlens: torch.Tensor) -> None:
+    """What is computed with them before the first op could refuse them."""
+    for name, value in (("input_ids", input_ids), ("cu_seqlens", cu_seqlens)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"Backbone: {name} must be a torch.Tensor, got {type(value).__name__}")
+    meaning = "(batch + 1,)"
+    check_tensor("Backbone", "cu_seqlens", cu_seqlens, (None,), meaning, (torch.int32,))
+    if cu_seqlens.shape[0] == 0:
+        raise ValueError(f"Backbone: cu_seqlens must be {meaning}, got (0,)")
 
 
 class Embeddings(torch.nn.Module):
@@ -204,6 +216,7 @@ class Backbone(torch.nn.Module):
         Raises:
             TypeError, ValueError: naming the op and the argument that does not fit.
         """
+        _check_packed(input_ids, cu_seqlens)
         hidden = self.embeddings(input_ids, cu_seqlens, token_type_ids, positions)
         slopes, bias = self.alibi_slopes, self._expanded_relative_bias()
         if self.config.architecture.shared_layers:

@@ -235,18 +235,22 @@ class TextTokenizer:
                     future.cancel()
 
 
-def check_ids(op: str, ids: Iterable[Sequence[int]], vocabulary: int) -> list[np.ndarray]:
+def check_ids(
+    op: str, ids: Iterable[Sequence[int]], vocabulary: int, longest: int | None
+) -> list[np.ndarray]:
     """Each text's token ids as int32.
 
     Raises:
-        TypeError, ValueError: naming the text whose ids are no ints, none at all, or outside of the
-            vocabulary.
+        TypeError, ValueError: naming the text whose ids are no ints, none at all, more than
+            `longest`, or outside of the vocabulary.
     """
     rows = _listed(op, "ids", ids, "lists of ints")
-    return [_int32(f"{op}: ids[{index}]", row, vocabulary) for index, row in enumerate(rows)]
+    return [
+        _int32(f"{op}: ids[{index}]", row, vocabulary, longest) for index, row in enumerate(rows)
+    ]
 
 
-def _int32(name: str, row: Sequence[int], vocabulary: int) -> np.ndarray:
+def _int32(name: str, row: Sequence[int], vocabulary: int, longest: int | None) -> np.ndarray:
     is_array = isinstance(row, np.ndarray | torch.Tensor)
     try:
         values = np.asarray(row)
@@ -259,6 +263,8 @@ def _int32(name: str, row: Sequence[int], vocabulary: int) -> np.ndarray:
         raise TypeError(f"{name} must be a list of ints, got {got}")
     if values.size == 0:
         raise ValueError(f"{name} must have at least one id, got none")
+    if longest is not None and values.size > longest:
+        raise ValueError(f"{name} must have at most {longest} ids, got {values.size}")
     outside = (values < 0) | (values >= vocabulary)
     if outside.any():
         at = int(outside.argmax())

@@ -56,9 +56,10 @@ def _setup(ctx, inputs, output):
 
 
 def _gradient(ctx, grad_out, _grad_mean, _grad_rstd):
-    position, token_type, weight = ctx.saved_tensors[4:7]
+    saved = ctx.saved_tensors  # taken once: activation checkpointing recomputes it for one use
+    position, token_type, weight = saved[4:7]
     dword, dposition, dtoken_type, dweight, dnorm_bias = torch.ops.taut.embed_layer_norm_backward(
-        grad_out.contiguous(), *ctx.saved_tensors
+        grad_out.contiguous(), *saved
     )
     return (
         None,

@@ -105,7 +105,7 @@ def lowbit_linear(
         residual: (total_tokens, out_features), dtype of the result.
         x_scale: (total_tokens, 1), or one column per group of the weight, fp32; with x of int8.
         x_zero_point: of x of int8, in units of its codes: -1/2 for the "midrise" grid.
-        out_dtype: of the result, with x of int8; otherwise it is that of x.
+        out_dtype: of the result; None: that of x, which must not be int8 then.
 
     Returns:
         (total_tokens, out_features).
