@@ -5,12 +5,12 @@
 #     bench/gpu_check.sh OUT [--stages build,test,probe,bench,sanitize] [--python PYTHON] [--force]
 #                            [--dry-run]
 #
-# Needs nvcc (on PATH or in /usr/local/cuda), a torch with CUDA, pytest, pytest-benchmark, what taut depends on and its build's
-# requirements (cmake, ninja, pybind11, setuptools) in PYTHON. Every stage has its time limit, writes
-# OUT/<stage>.log and ends as a line of OUT/stages.jsonl. All of it is collected in
-# OUT/gpu_check.json, a record for bench/results, and OUT/gpu_check.log. Run again for what failed or
-# had no time left: a stage that passed is not repeated, unless --force, and a build or suite that was
-# cut off goes on where it stopped. The exit status is the number of stages that failed.
+# Needs nvcc (on PATH or in /usr/local/cuda), a torch with CUDA, pytest, pytest-benchmark, what taut
+# depends on and its build's requirements (cmake, ninja, pybind11, setuptools) in PYTHON. Every stage
+# has its time limit, writes OUT/<stage>.log and ends as a line of OUT/stages.jsonl. All of it is
+# collected in OUT/gpu_check.json, a record for bench/results, and OUT/gpu_check.log. Run again for
+# what failed or had no time left: a stage that passed is not repeated, unless --force, and a build or
+# suite that was cut off goes on where it stopped. The exit status is the number of stages that failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
