@@ -1,7 +1,7 @@
 """Encoders to compare with, from texts or token ids to normalised mean embeddings.
 
-A setup takes a checkpoint's folder and a device and gives a function of a `Corpus`. All take batches
-of 32, padded to their longest text, but for `unpadded`: what a skilled user writes in plain torch.
+A setup takes a checkpoint's folder and a device and gives a function of a `Corpus`. All pad its
+batches to their longest text, but for `unpadded`: what a skilled user writes in plain torch.
 """
 
 import functools
@@ -19,15 +19,19 @@ from torch.nn import functional
 from taut import Encoder
 from taut.demo import every_nth, stdlib_docstrings
 
-BATCH = 32
 CALIBRATION = 100  # texts that OpenVINO's ranges are taken from
 
 
 class Corpus(NamedTuple):
-    """Texts in their order, and the token ids they give."""
+    """Texts in their order, the token ids they give, and how many of them make a batch."""
 
     texts: list[str]
     ids: list[list[int]]
+    batch: int = 32  # transformers' and sentence-transformers' habit
+
+    def batches(self) -> list[list[list[int]]]:
+        """The ids of each batch."""
+        return [self.ids[i : i + self.batch] for i in range(0, len(self.ids), self.batch)]
 
 
 Embed = Callable[[Corpus], torch.Tensor]
@@ -38,8 +42,7 @@ def in_batches(hidden_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], 
 
     def embed(corpus):
         rows = []
-        for start in range(0, len(corpus.ids), BATCH):
-            batch = corpus.ids[start : start + BATCH]
+        for batch in corpus.batches():
             longest = max(map(len, batch))
             padded = torch.tensor([row + [0] * (longest - len(row)) for row in batch])
             lengths = torch.tensor([len(row) for row in batch])
@@ -88,9 +91,7 @@ def unpadded(path: Path, device: str, dtype: torch.dtype) -> Embed:
         return functional.normalize(pooled, dim=1)
 
     def embed(corpus):
-        ids = corpus.ids
-        parts = [embed_batch(ids[i : i + BATCH]) for i in range(0, len(ids), BATCH)]
-        return torch.cat(parts).cpu()
+        return torch.cat([embed_batch(ids) for ids in corpus.batches()]).cpu()
 
     return embed
 
@@ -127,7 +128,7 @@ def sentence_transformers(path, device) -> Embed:
 
     model = SentenceTransformer(str(path), device=device)
     return lambda corpus: model.encode(
-        corpus.texts, batch_size=BATCH, convert_to_tensor=True, normalize_embeddings=True,
+        corpus.texts, batch_size=corpus.batch, convert_to_tensor=True, normalize_embeddings=True,
         show_progress_bar=False,
     ).cpu()  # fmt: skip
 
@@ -244,8 +245,7 @@ def ctranslate2(path, compute_type) -> Embed:
 
     def embed(corpus):
         rows = []
-        for start in range(0, len(corpus.ids), BATCH):
-            batch = corpus.ids[start : start + BATCH]
+        for batch in corpus.batches():
             hidden = torch.from_numpy(np.array(encoder.forward_batch(batch).last_hidden_state))
             means = [h[: len(row)].float().mean(0) for h, row in zip(hidden, batch, strict=True)]
             rows.append(functional.normalize(torch.stack(means), dim=1))

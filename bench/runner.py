@@ -14,8 +14,9 @@ import torch
 from .cases import MODES, Case, Unavailable, Work
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
+FEWEST_LONG_ROUNDS = 3  # of calls that take their whole share: noise averages out within them
 SLICE, MOST_CALLS = 5e-4, 1000  # seconds: short calls are timed together
-SLOWEST = 8  # a peer whose one call takes this many times a contender's share is left out
+SLOWEST = 5  # a peer whose one call takes this many times a contender's share is left out
 FLUSH_BYTES = 1 << 28  # larger than any L2
 Timer = Callable[[Callable[[], object], int], float]
 
@@ -73,7 +74,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds per call of every round of every contender.
 
-    share: seconds that each may take in all, as far as FEWEST_ROUNDS allow. Slow contenders sit out
+    share: seconds that each may take in all, as far as the fewest rounds allow. Slow contenders sit out
         rounds, evenly spread, instead of keeping the others waiting.
     once: seconds of a call of each, roughly.
     """
@@ -82,7 +83,8 @@ def interleaved(
         call = max(once[name], 1e-9)
         calls[name] = min(math.ceil(SLICE / call), MOST_CALLS)
         rounds = share / (call * calls[name])
-        wanted[name] = int(min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS))
+        fewest = FEWEST_ROUNDS if rounds > 1 else FEWEST_LONG_ROUNDS
+        wanted[name] = int(min(max(rounds, fewest), MOST_ROUNDS))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     total = max(wanted.values(), default=0)
     for i in range(total):

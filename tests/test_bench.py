@@ -144,6 +144,15 @@ def test_contenders_take_turns_and_the_slow_sit_out():
     assert all(6 <= b - a <= 12 for a, b in zip(at, at[1:], strict=False)), at
 
 
+def test_calls_longer_than_their_share_take_the_fewest_rounds():
+    durations = {"short": 1.0, "long": 30.0, "half": 10.0}
+    runs = {name: lambda name=name: name for name in durations}
+    seconds = runner.interleaved(runs, lambda run, calls: durations[run()], 20.0, durations)
+    assert {name: len(times) for name, times in seconds.items()} == {
+        "short": 20, "long": 3, "half": 5,
+    }  # fmt: skip
+
+
 def test_short_calls_are_timed_together():
     seen = []
 
@@ -196,7 +205,9 @@ def test_encoders_have_cases():
     from taut.bench import encode
 
     assert {case.axes["order"] for case in encode.CASES} == {"arrival", "sorted"}
-    assert {case.axes["batch"] for case in encode.CASES} == {1, 32}
+    assert {case.axes["batch"] for case in encode.CASES} == {1, 8, 32}
+    for case in encode.CASES:  # of one batch the order means nothing
+        assert case.axes["order"] == "arrival" or case.axes["texts"] > case.axes["batch"]
 
 
 # ---- probes
