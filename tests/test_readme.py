@@ -21,6 +21,7 @@ COMMANDS = [
 # Commands that another test runs, or that runs the tests: named here with what runs it.
 ELSEWHERE = {
     "make test": "this very suite, by .ci/run",
+    "taut demo": "make demo runs nothing else",
     "pip install .": "test_wheel.py: pip builds the same wheel",
     "python tests/check_wheel.py": "test_wheel.py",
     "taut bench layer_norm --quick --compare record.json": "test_bench_command.py, without noise",
