@@ -9,7 +9,7 @@ from torch.nn import functional
 
 import taut
 
-from .cases import DTYPES, Case, Work, against, size_of
+from .cases import DTYPES, Case, Work, against, guarded, size_of
 
 ROWS = (1, 8, 32, 128, 512, 2048)
 SHAPES = {  # in_features, out_features
@@ -37,11 +37,14 @@ def build(case: Case, device: torch.device) -> Work:
     packed = taut.pack_weight(weight)
     runs = {}
     if torch.backends.mkldnn.is_available():
-        prepacked = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
-        def onednn(post="none", algorithm=""):
-            return torch.ops.mkldnn._linear_pointwise(x, prepacked, bias, post, [], algorithm)
+        def prepack():  # there is no bf16 without AVX-512 or AVX-NE-CONVERT
+            prepacked = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            return lambda post="none", algorithm="": torch.ops.mkldnn._linear_pointwise(
+                x, prepacked, bias, post, [], algorithm
+            )
 
+        onednn = guarded(prepack)
         runs["onednn prepacked"] = lambda: finish(onednn(), residual, scale, bias)
         runs["onednn prepacked, fused"] = lambda: onednn("gelu", "none")
 
