@@ -14,7 +14,7 @@ test: build
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests -name '*.cpp' -o -name '*.h' \
 	  -o -name '*.cu' -o -name '*.cuh')
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 wheel: .venv/.dependencies
 	TAUT_AMX_EMULATION=0 $(BIN)/pip wheel --no-build-isolation --no-deps --wheel-dir dist .

@@ -4,6 +4,8 @@ Environment (all optional): TAUT_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST,
 TAUT_AMX_EMULATION=0|1. The table in README.md says what each does.
 """
 
+import fcntl
+import filecmp
 import os
 import re
 import shutil
@@ -68,6 +70,15 @@ def cuda_architectures() -> str:
     return ";".join(found)
 
 
+def replace_if_changed(source: Path, target: Path) -> None:
+    """Copy a library in one step: a process that has the old one loaded keeps it."""
+    if target.exists() and filecmp.cmp(source, target, shallow=False):
+        return
+    partial = target.with_suffix(".partial")
+    shutil.copy2(source, partial)
+    partial.replace(target)
+
+
 class BuildModules(build_py):
     """Leaves REPOSITORY_ONLY out."""
 
@@ -88,7 +99,7 @@ class CMakeBuild(build_ext):
         in_place = self.inplace or self.editable_mode
         package_dir = ROOT / "python/taut" if in_place else Path(self.build_lib).resolve() / "taut"
         cache_tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
-        build_dir = ROOT / "build" / f"{cache_tag}-{'in-place' if in_place else 'wheel'}"
+        build_dir = ROOT / "build" / f"{cache_tag}-{'cuda' if nvcc else 'cpu'}"
         includes = ";".join(cpp_extension.include_paths())
         arguments = [
             f"-S{ROOT}",
@@ -97,7 +108,6 @@ class CMakeBuild(build_ext):
             # Named anew every time: an isolated build's ninja is gone by the next one.
             f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
             "-DCMAKE_BUILD_TYPE=Release",
-            f"-DTAUT_OUTPUT_DIR={package_dir}",
             f"-DTAUT_TORCH_INCLUDE_DIRS={includes}",
             f"-DTAUT_TORCH_LIB_DIR={Path(torch.__file__).parent / 'lib'}",
             f"-DTAUT_VERSION={self.distribution.get_version()}",
@@ -108,8 +118,14 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        subprocess.run(["cmake", *arguments], check=True)
-        subprocess.run(["cmake", "--build", str(build_dir), "--parallel", jobs], check=True)
+        build_dir.mkdir(parents=True, exist_ok=True)
+        package_dir.mkdir(parents=True, exist_ok=True)
+        with open(build_dir / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            subprocess.run(["cmake", *arguments], check=True)
+            subprocess.run(["cmake", "--build", str(build_dir), "--parallel", jobs], check=True)
+            for built in (build_dir / "taut").glob("*.so"):
+                replace_if_changed(built, package_dir / built.name)
 
 
 setup(

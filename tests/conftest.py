@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 
+# A pytest that a test starts is not a worker of this one: pytest-benchmark would not measure.
+os.environ.pop("PYTEST_XDIST_WORKER", None)
 if not torch.cuda.is_available():
     # Before anything imports triton: what triton defines at import would stay compiled.
     os.environ["TRITON_INTERPRET"] = "1"

@@ -1,5 +1,5 @@
 """libtaut_cuda: what it needs, and how it is loaded or refused. Where the build has not made it, since
-torch has no CUDA, it is built here for Hopper, its kernels without optimization."""
+torch has no CUDA, it is built here for Hopper, its kernels as unoptimized PTX."""
 
 import os
 import shutil
@@ -48,10 +48,9 @@ def library():
     output = ROOT / "build/cuda-library"
     options = {
         "CMAKE_BUILD_TYPE": "Release",
-        "CMAKE_CUDA_FLAGS": "-Xcicc -O0 -Xptxas -O0",
+        "CMAKE_CUDA_FLAGS": "-Xcicc -O0",
         "TAUT_NVCC": nvcc,
-        "TAUT_CUDA_ARCHITECTURES": "90a-real",
-        "TAUT_OUTPUT_DIR": output,
+        "TAUT_CUDA_ARCHITECTURES": "90a-virtual",
         "TAUT_TORCH_INCLUDE_DIRS": ";".join(cpp_extension.include_paths()),
         "TAUT_TORCH_LIB_DIR": Path(torch.__file__).parent / "lib",
         "TAUT_VERSION": taut.__version__,
@@ -61,7 +60,7 @@ def library():
     options = [f"-D{name}={value}" for name, value in options.items()]
     subprocess.run(["cmake", "-S", ROOT, "-B", output, "-GNinja", *options], check=True)
     subprocess.run(["cmake", "--build", output, "--target", "taut_cuda"], check=True)
-    return output / built.name
+    return output / "taut" / built.name
 
 
 def undefined_symbols(library):

@@ -42,7 +42,7 @@ bool supports(Isa isa) {
       return supports(Isa::avx512_bf16) && (edx & kAmx) == kAmx && request_amx();
     }
     case Isa::amx_emulated:
-#ifdef TAUT_HAS_amx_emulated
+#ifdef TAUT_AMX_EMULATION
       return supports(Isa::avx512_bf16);
 #else
       return false;

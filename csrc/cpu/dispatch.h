@@ -59,20 +59,15 @@ struct KernelTable {
 
 #if defined(__x86_64__)
 #define TAUT_FOR_EACH_X86_ISA(X, name) \
-  X(avx2, name) X(avx512, name) X(avx512_bf16, name) X(amx, name)
+  X(avx2, name) X(avx512, name) X(avx512_bf16, name) X(amx, name) X(amx_emulated, name)
 #else
 #define TAUT_FOR_EACH_X86_ISA(X, name)
 #endif
-#ifdef TAUT_HAS_amx_emulated
-#define TAUT_FOR_EMULATED_ISA(X, name) X(amx_emulated, name)
-#else
-#define TAUT_FOR_EMULATED_ISA(X, name)
-#endif
 
-#define TAUT_FOR_EACH_ISA(X, name) \
-  X(portable, name) TAUT_FOR_EACH_X86_ISA(X, name) TAUT_FOR_EMULATED_ISA(X, name)
+#define TAUT_FOR_EACH_ISA(X, name) X(portable, name) TAUT_FOR_EACH_X86_ISA(X, name)
 
-// Declares `name`, a function of type `Function`, in the namespace of every instruction set.
+// Declares `name`, a function of type `Function`, in the namespace of every instruction set. Those
+// of amx_emulated are weak: launchers are the same objects with and without them.
 #define TAUT_DECLARE_KERNEL(name, Function) \
   namespace portable {                      \
   Function name;                            \
@@ -90,7 +85,7 @@ struct KernelTable {
   Function name;                            \
   }                                         \
   namespace amx_emulated {                  \
-  Function name;                            \
+  __attribute__((weak)) Function name;      \
   }
 #define TAUT_KERNEL_ADDRESS(isa, name) &isa::name,
 // The kernel `name` of the active instruction set.
