@@ -158,13 +158,6 @@ class Launch {
     return {pieces.take<int8_t>(whole * p.codes_stride()), pieces.take<float>(rows * p.x_groups),
             pieces.take<int32_t>(rows * p.groups), nullptr};
   }
-  LowbitRows rows_from(const LowbitRows& all, int64_t row) const {
-    const LowbitParams& p = params;
-    if (!p.integer())
-      return {nullptr, nullptr, nullptr, all.wide ? all.wide + row * p.in_features : nullptr};
-    return {all.codes + row * p.codes_stride(), all.scale + row * p.x_groups,
-            all.sum + row * p.groups, nullptr};
-  }
   LowbitScratch kernel_scratch(Pieces& pieces) const {
     const LowbitParams& p = params;
     LowbitScratch s{};
@@ -190,7 +183,7 @@ class Launch {
     float* sums = finishes() ? pieces.take<float>(rows_ * p.sums_stride()) : nullptr;
 
     if (p.integer() || p.x_type == Element::f16)
-      run_rows([&](int64_t begin, int64_t end) { stage_(p, begin, end, rows_from(rows, begin)); });
+      run_rows([&](int64_t begin, int64_t end) { stage_(p, begin, end, rows.from(p, begin)); });
     constexpr int64_t kTasksPerThread = 16;
     const RowSplit split = split_rows(rows_, unit(), block_rows(), 1);
     const int64_t panels = p.panels();
@@ -201,7 +194,7 @@ class Launch {
       const int64_t block = task / groups, group = task % groups, begin = split.begin(block);
       multiply(LowbitBlock{begin, split.begin(block + 1), panels * group / groups,
                            panels * (group + 1) / groups},
-               rows_from(rows, begin), sums ? sums + begin * p.sums_stride() : nullptr,
+               rows.from(params, begin), sums ? sums + begin * p.sums_stride() : nullptr,
                kernel_scratch_of_thread());
     });
     if (sums)

@@ -77,6 +77,14 @@ struct LowbitRows {
   float* scale;   // (rows, x_groups)
   int32_t* sum;   // (rows, groups), sums of the codes
   float* wide;    // (rows, in_features): f16 that stays floating point
+
+  // The rows from `row` on.
+  LowbitRows from(const LowbitParams& p, int64_t row) const {
+    if (!p.integer())
+      return {nullptr, nullptr, nullptr, wide ? wide + row * p.in_features : nullptr};
+    return {codes + row * p.codes_stride(), scale + row * p.x_groups, sum + row * p.groups,
+            nullptr};
+  }
 };
 
 // Memory of one worker.

@@ -81,15 +81,25 @@ void widen_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitR
 
 // ---- behind the product
 
+// Finished sums, (rows, kLowbitPanel).
+struct FloatTile {
+  const float* sums;
+
+  auto column(int64_t channel) const {
+    return [sums = sums + channel](int64_t r) { return Vec::load(sums + r * kLowbitPanel); };
+  }
+};
+
 // out = activation(sums + bias) + residual for so many rows of one panel; `out` and `residual`
 // belong to the first of both.
-template <class Function, class Out, class Residual>
-void write(const float* sums, const float* bias, int64_t rows, int64_t channels,
+template <class Function, class Tile, class Out, class Residual>
+void write(const Tile& sums, const float* bias, int64_t rows, int64_t channels,
            const Residual* residual, int64_t residual_stride, Out* out, int64_t out_stride) {
   for_columns(channels, [&](int64_t c, int n) {
     const Vec shift = Vec::load(bias + c);
+    const auto sum = sums.column(c);
     for (int64_t r = 0; r < rows; ++r) {
-      Vec v = Function::apply(Vec::load(sums + r * kLowbitPanel + c) + shift);
+      Vec v = Function::apply(sum(r) + shift);
       if (residual) v = v + load(residual + r * residual_stride + c, n);
       store(v, out + r * out_stride + c, n);
     }
@@ -114,7 +124,8 @@ struct Sink {
         __builtin_prefetch(out + line, 1);
   }
 
-  void take(const float* tile, const float* bias, int64_t row, int64_t rows, int64_t panel) const {
+  template <class Tile>
+  void take(const Tile& tile, const float* bias, int64_t row, int64_t rows, int64_t panel) const {
     const int64_t channel = panel * kLowbitPanel, left = p.out_features - channel;
     const int64_t channels = left < kLowbitPanel ? left : kLowbitPanel;
     if (!sums) {
@@ -143,8 +154,8 @@ struct Sink {
     }
     // What is quantized next need not be more accurate than bf16.
     with_activation<bf16>(p.activation, [&](auto function) {
-      write<decltype(function), float, float>(tile, bias, rows, channels, nullptr, 0, out,
-                                              p.sums_stride());
+      write<decltype(function), Tile, float, float>(tile, bias, rows, channels, nullptr, 0, out,
+                                                    p.sums_stride());
     });
   }
 };
@@ -196,17 +207,21 @@ template <int Bits>
 void vector_panel(const Work& work, int64_t panel, const uint8_t* codes,
                   const PanelConstants& constants) {
   const LowbitParams& p = work.p;
-  const LowbitRows& rows = work.rows;
   constexpr int64_t kRows = kRowsOf<Bits>;
-  alignas(64) float sums[kRows * kLowbitPanel];
+  alignas(64) int32_t sums[kRows * kLowbitPanel];
+  alignas(64) float out[kRows * kLowbitPanel];
+  const bool at_once = scaled_at_once(work.p, constants);
   const int64_t tiles = (work.count() + kRows - 1) / kRows;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t begin = work.count() * tile / tiles, end = work.count() * (tile + 1) / tiles;
-    const LowbitRows part{rows.codes + begin * p.codes_stride(), rows.scale + begin * p.x_groups,
-                          rows.sum + begin * p.groups, nullptr};
-    work.sink.prefetch(work.block.row_begin + begin, end - begin, panel);
-    multiply_integers<Bits>(p, {codes, part, constants, sums}, end - begin);
-    work.sink.take(sums, constants.bias, work.block.row_begin + begin, end - begin, panel);
+    const int64_t first = work.block.row_begin + begin, rows = end - begin;
+    work.sink.prefetch(first, rows, panel);
+    const IntegerTile part{codes, work.rows.from(p, begin), constants, sums, out};
+    multiply_integers<Bits>(p, part, rows);
+    if (at_once)
+      work.sink.take(ScaledTile{part}, constants.bias, first, rows, panel);
+    else
+      work.sink.take(FloatTile{out}, constants.bias, first, rows, panel);
   }
 }
 
@@ -221,8 +236,9 @@ void integer_panel(const Work& work, int64_t panel, const uint8_t* codes,
       expand_panel<Bits>(p, codes, work.scratch.codes);
       codes = work.scratch.codes;
     }
-    multiply_by_integer_tiles(p, {codes, work.rows, constants, work.scratch.sums}, work.count());
-    work.sink.take(work.scratch.sums, constants.bias, work.block.row_begin, work.count(), panel);
+    multiply_by_integer_tiles(p, codes, work.rows, constants, work.scratch.sums, work.count());
+    work.sink.take(FloatTile{work.scratch.sums}, constants.bias, work.block.row_begin, work.count(),
+                   panel);
     return;
   }
 #endif
@@ -259,7 +275,7 @@ void float_panel(const Work& work, int64_t panel, const uint8_t* codes,
     multiply_floats<Bits>(p, float_panel, x, wide ? p.in_features : p.x_stride, work.count(),
                           static_cast<float*>(work.scratch.values), sums);
   }
-  work.sink.take(sums, constants.bias, work.block.row_begin, work.count(), panel);
+  work.sink.take(FloatTile{sums}, constants.bias, work.block.row_begin, work.count(), panel);
 }
 
 }  // namespace

@@ -28,60 +28,105 @@ template <int Bits, int Rows>
 constexpr int kSumVectors = kShortProducts && Bits == 8 && Rows == 1 ? 8 : kIntegerVectors;
 static_assert(kLowbitPanel % (kIntegerVectors * Vec::kWidth) == 0, "a panel is whole tiles");
 
-// What a tile reads, from its first row on, and where its sums go.
+// What a tile reads, from its first row on, and where its sums go, both (rows, kLowbitPanel).
 struct IntegerTile {
   const uint8_t* panel;
   LowbitRows rows;
   PanelConstants constants;
-  float* out;  // (rows, kLowbitPanel)
+  int32_t* sums;  // of one group
+  float* out;     // of all groups; unused where scaled_at_once
 };
 
-// What sums start from: the zero points' share, -(whole part of the zero point) * (sum of x).
-inline Ints first_sums(const LowbitParams& p, const IntegerTile& t, int64_t group, int64_t row,
-                       int64_t channel) {
-  const int32_t x_sum = -t.rows.sum[row * p.groups + group];
-  if (!p.zero_point) return set_ints(x_sum * (1 << (p.bits - 1)));
-  return set_ints(x_sum) * load_ints(t.constants.zero + group * kLowbitPanel + channel);
+// The product is one sum times one scale, with nothing to add to it but whole numbers.
+inline bool scaled_at_once(const LowbitParams& p, const PanelConstants& constants) {
+  return p.groups == 1 && !constants.fraction && !constants.offset;
 }
 
-// t.out += the group's share of the product: exact up to the one multiplication.
-inline void add_group(const LowbitParams& p, const IntegerTile& t, int64_t group, int64_t row,
-                      int64_t channel, Ints sums) {
-  const int64_t place = group * kLowbitPanel + channel;
-  const float x_scale = t.rows.scale[row * p.x_groups + (p.x_groups > 1 ? group : 0)];
-  Vec v = to_vec(sums);
-  // Fractions are halves: the products are exact.
-  if (t.constants.fraction) {
-    const auto x_sum = static_cast<float>(t.rows.sum[row * p.groups + group]);
-    v = fnma(Vec::load(t.constants.fraction + place), Vec::set(x_sum), v);
+// What zero points take from the sums of a vector of channels, and their scales.
+class Scales {
+ public:
+  Scales(const PanelConstants& constants, int64_t place)
+      : scale_(Vec::load(constants.scale + place)), zero_(load_ints(constants.zero + place)) {}
+  Vec scale(float x_scale) const { return Vec::set(x_scale) * scale_; }
+  Vec centred(Ints sums, int32_t x_sum) const { return to_vec(sums - set_ints(x_sum) * zero_); }
+
+ private:
+  Vec scale_;
+  Ints zero_;
+};
+
+// A tile as fp32, where scaled_at_once.
+struct ScaledTile {
+  const IntegerTile& tile;
+
+  auto column(int64_t channel) const {
+    return [scales = Scales(tile.constants, channel), sums = tile.sums + channel,
+            rows = tile.rows](int64_t r) {
+      return scales.centred(load_ints(sums + r * kLowbitPanel), rows.sum[r]) *
+             scales.scale(rows.scale[r]);
+    };
   }
-  if (t.constants.offset) v = v - Vec::load(t.constants.offset + place);
-  const Vec scale = Vec::set(x_scale) * Vec::load(t.constants.scale + place);
-  float* out = t.out + row * kLowbitPanel + channel;
-  (group ? fma(v, scale, Vec::load(out)) : v * scale).store(out);
+};
+
+// t.out += a group's share of the product, for so many rows and channels from `channel` on. Exact
+// up to the one multiplication: fractions of zero points are halves.
+inline void add_group(const LowbitParams& p, const IntegerTile& t, int64_t group, int64_t channel,
+                      int64_t rows, int64_t channels) {
+  const int32_t* x_sums = t.rows.sum + group;
+  const float* x_scales = t.rows.scale + (p.x_groups > 1 ? group : 0);
+  const int64_t groups = p.groups, x_groups = p.x_groups;
+  const float *fraction = t.constants.fraction, *offset = t.constants.offset;
+  for (int64_t c = channel; c < channel + channels; c += Vec::kWidth) {
+    const int64_t place = group * kLowbitPanel + c;
+    const Scales scales(t.constants, place);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int32_t x_sum = x_sums[r * groups];
+      Vec v = scales.centred(load_ints(t.sums + r * kLowbitPanel + c), x_sum);
+      if (fraction) v = fnma(Vec::load(fraction + place), Vec::set(static_cast<float>(x_sum)), v);
+      if (offset) v = v - Vec::load(offset + place);
+      const Vec scale = scales.scale(x_scales[r * x_groups]);
+      float* out = t.out + r * kLowbitPanel + c;
+      (group ? fma(v, scale, Vec::load(out)) : v * scale).store(out);
+    }
+  }
 }
 
-// sums += codes of units [begin, end) times so many rows of x.
+// sums += a quad of codes times so many rows of x.
+template <int Bits, int Rows>
+inline void add_quad(Unit unit, int quad, const int8_t* x, int64_t x_stride,
+                     Ints (&sums)[Rows][kIntegerVectors]) {
+  Bytes codes[kIntegerVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kIntegerVectors; ++v) codes[v] = codes_of<Bits>(unit, quad, v * Vec::kWidth);
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+    const Bytes value = Bytes::broadcast(x + r * x_stride + 4 * quad);
+#pragma GCC unroll 8
+    for (int v = 0; v < kIntegerVectors; ++v) sums[r][v] = dot<Bits>(sums[r][v], codes[v], value);
+  }
+}
+
+// sums += codes of units [begin, end) times so many rows of x. A turn is no longer than it must be:
+// of a whole unit in one block, gcc 12 keeps the sums in memory from turn to turn.
 template <int Bits, int Rows>
 inline void sum_units(const uint8_t* panel, int64_t channel, int64_t begin, int64_t end,
                       const int8_t* x, int64_t x_stride, Ints (&sums)[Rows][kIntegerVectors]) {
-  for (int64_t u = begin; u < end; ++u) {
-    const Unit unit = unit_of<Bits>(panel, u, channel);
-    const int8_t* x_unit = x + u * kLowbitUnit;
+  if constexpr (Bits == 3) {
+    for (int64_t u = begin; u < end; ++u) {
+      const Unit unit = unit_of<Bits>(panel, u, channel);
 #pragma GCC unroll 8
-    for (int quad = 0; quad < kQuads; ++quad) {
-      Bytes codes[kIntegerVectors];
-#pragma GCC unroll 8
-      for (int v = 0; v < kIntegerVectors; ++v)
-        codes[v] = codes_of<Bits>(unit, quad, v * Vec::kWidth);
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) {
-        const Bytes value = Bytes::broadcast(x_unit + r * x_stride + 4 * quad);
-#pragma GCC unroll 8
-        for (int v = 0; v < kIntegerVectors; ++v)
-          sums[r][v] = dot<Bits>(sums[r][v], codes[v], value);
-      }
+      for (int quad = 0; quad < kQuads; ++quad)
+        add_quad<Bits>(unit, quad, x + u * kLowbitUnit, x_stride, sums);
     }
+  } else {
+    constexpr int kSharing = 8 / Bits;  // quads whose codes lie in one row
+    const uint8_t* row = unit_of<Bits>(panel, begin, channel).low;
+    const int8_t* last = x + end * kLowbitUnit;
+#pragma GCC unroll 1
+    for (x += begin * kLowbitUnit; x < last; x += 4 * kSharing, row += kRowBytes)
+#pragma GCC unroll 8
+      for (int quad = 0; quad < kSharing; ++quad)
+        add_quad<Bits>({row, nullptr}, quad, x, x_stride, sums);
   }
 }
 
@@ -97,8 +142,7 @@ void multiply_integers(const LowbitParams& p, const IntegerTile& t) {
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v)
-          sums[r][v] = first_sums(p, t, group, r, channel + v * Vec::kWidth);
+        for (int v = 0; v < kVectors; ++v) sums[r][v] = Ints::zero();
       if constexpr (kShortProducts && Bits == 8)
         sum_shorts(t.panel, channel, begin, end, t.rows.codes, p.codes_stride(), p.row_codes(),
                    sums);
@@ -108,7 +152,8 @@ void multiply_integers(const LowbitParams& p, const IntegerTile& t) {
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v)
-          add_group(p, t, group, r, channel + v * Vec::kWidth, sums[r][v]);
+          store_ints(sums[r][v], t.sums + r * kLowbitPanel + channel + v * Vec::kWidth);
+      if (!scaled_at_once(p, t.constants)) add_group(p, t, group, channel, Rows, kTileColumns);
     }
 }
 

@@ -52,27 +52,26 @@ inline void store_integer_tiles(int32_t* sums, int64_t stride) {
   TILE_STORE(3, sums + kIntegerTile * stride + kIntegerTile, bytes);
 }
 
-// t.out = `rows` rows of t times a panel of 8 bits. Staged rows reach to a multiple of 32; t.out
-// has only so many as there are.
-inline void multiply_by_integer_tiles(const LowbitParams& p, IntegerTile t, int64_t rows) {
-  alignas(64) int32_t sums[kIntegerBlock * kIntegerBlock];
+// out (rows, kLowbitPanel) = so many rows of x times a panel of 8 bits. Staged rows reach to a
+// multiple of 32; out has only so many as there are.
+inline void multiply_by_integer_tiles(const LowbitParams& p, const uint8_t* panel,
+                                      const LowbitRows& x, const PanelConstants& constants,
+                                      float* out, int64_t rows) {
+  alignas(64) int32_t sums[kIntegerBlock * kLowbitPanel];
   const int64_t stride = p.codes_stride(), blocks = p.blocks();
   const int64_t group_blocks = p.groups == 1 ? blocks : p.group_units / 2;
   for (int64_t channel = 0; channel < kLowbitPanel; channel += kIntegerBlock)
     for (int64_t row = 0; row < rows; row += kIntegerBlock) {
       const int64_t count = rows - row < kIntegerBlock ? rows - row : kIntegerBlock;
+      const IntegerTile t{panel, x.from(p, row), constants, sums, out + row * kLowbitPanel};
       for (int64_t group = 0, begin = 0; group < p.groups; ++group, begin += group_blocks) {
         const int64_t end = begin + group_blocks < blocks ? begin + group_blocks : blocks;
         zero_integer_tiles();
         for (int64_t b = begin; b < end; ++b)
-          multiply_integer_tiles(t.rows.codes + row * stride + b * kLowbitBlock, stride,
-                                 t.panel + b * kBlockBytes<8> + 4 * channel);
-        store_integer_tiles(sums, kIntegerBlock);
-        for (int64_t r = 0; r < count; ++r)
-          for (int64_t c = 0; c < kIntegerBlock; c += Vec::kWidth)
-            add_group(p, t, group, row + r, channel + c,
-                      first_sums(p, t, group, row + r, channel + c) +
-                          load_ints(sums + r * kIntegerBlock + c));
+          multiply_integer_tiles(t.rows.codes + b * kLowbitBlock, stride,
+                                 panel + b * kBlockBytes<8> + 4 * channel);
+        store_integer_tiles(sums + channel, kLowbitPanel);
+        add_group(p, t, group, channel, count, kIntegerBlock);
       }
     }
 }

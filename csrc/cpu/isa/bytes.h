@@ -196,24 +196,24 @@ inline Bytes select(Bytes mask, Bytes a, Bytes b) {
 template <int Bits>
 inline Ints dot(Ints sums, Bytes codes, Bytes x) {
 #if defined(__AVX512VNNI__)
-  return {_mm512_dpbusd_epi32(sums.v, codes.v, x.v)};
+  return {_mm512_dpbusd_epi32(sums, codes.v, x.v)};
 #else
   if constexpr (Bits <= 4) {  // pairs are within 16 bits: 2 * 15 * 128
     const __m512i pairs = _mm512_maddubs_epi16(codes.v, x.v);
-    return {_mm512_add_epi32(sums.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+    return {_mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
   }
   const __m512i even_codes = _mm512_and_si512(codes.v, _mm512_set1_epi16(255));
   const __m512i even_x = _mm512_srai_epi16(_mm512_slli_epi16(x.v, 8), 8);
   const __m512i even = _mm512_madd_epi16(even_codes, even_x);
   const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(codes.v, 8), _mm512_srai_epi16(x.v, 8));
-  return {_mm512_add_epi32(sums.v, _mm512_add_epi32(even, odd))};
+  return {_mm512_add_epi32(sums, _mm512_add_epi32(even, odd))};
 #endif
 }
 inline Bytes add_flags(Bytes pairs, Bytes flags, Bytes x) {
   return {_mm512_add_epi16(pairs.v, _mm512_maddubs_epi16(flags.v, x.v))};
 }
 inline Ints add_pairs(Ints sums, Bytes pairs) {
-  return {_mm512_add_epi32(sums.v, _mm512_madd_epi16(pairs.v, _mm512_set1_epi16(1)))};
+  return {_mm512_add_epi32(sums, _mm512_madd_epi16(pairs.v, _mm512_set1_epi16(1)))};
 }
 inline void split_words(const uint64_t* p, Bytes* low, Bytes* high) {
   const __m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + 8);
@@ -224,17 +224,15 @@ inline void split_words(const uint64_t* p, Bytes* low, Bytes* high) {
 }
 inline Ints set_ints(int32_t n) { return {_mm512_set1_epi32(n)}; }
 inline Ints load_ints(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
-inline void store_ints(Ints a, int32_t* p) { _mm512_storeu_si512(p, a.v); }
-inline Ints operator-(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
-inline Ints operator*(Ints a, Ints b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
-inline Vec to_vec(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline void store_ints(Ints a, int32_t* p) { _mm512_storeu_si512(p, a); }
+inline Ints operator-(Ints a, Ints b) { return {_mm512_sub_epi32(a, b)}; }
+inline Ints operator*(Ints a, Ints b) { return {_mm512_mullo_epi32(a, b)}; }
+inline Vec to_vec(Ints a) { return {_mm512_cvtepi32_ps(a)}; }
 template <int I>
 inline Ints member(Bytes a) {
   return {_mm512_and_si512(_mm512_srli_epi32(a.v, 8 * I), _mm512_set1_epi32(255))};
 }
-inline Vec gather(const float* table, Ints index) {
-  return {_mm512_i32gather_ps(index.v, table, 4)};
-}
+inline Vec gather(const float* table, Ints index) { return {_mm512_i32gather_ps(index, table, 4)}; }
 
 struct Table {
   __m512 f32;

@@ -70,19 +70,25 @@ inline void store(Ints a, int8_t* p, int n) {
 
 #else
 
+// Lanes of 32 bits for gcc, too: as long as they are 64-bit lanes to it (__m512i), gcc 12 copies
+// sums between registers, and between registers and memory, around every vpdpbusd.
 struct Ints {
-  __m512i v;
+  typedef int32_t Lanes __attribute__((vector_size(64)));
+  Lanes v;
 
-  static Ints zero() { return {_mm512_setzero_si512()}; }
+  Ints() = default;
+  Ints(__m512i lanes) : v((Lanes)lanes) {}
+  operator __m512i() const { return (__m512i)v; }
+  static Ints zero() { return _mm512_setzero_si512(); }
 };
-inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
-inline Ints max(Ints a, Ints b) { return {_mm512_max_epi32(a.v, b.v)}; }
-inline Ints bits_of(Vec a) { return {_mm512_castps_si512(a.v)}; }
-inline Ints to_ints(Vec a) { return {_mm512_cvtps_epi32(a.v)}; }
-inline int32_t reduce_add(Ints a) { return _mm512_reduce_add_epi32(a.v); }
-inline int32_t reduce_max(Ints a) { return _mm512_reduce_max_epi32(a.v); }
+inline Ints operator+(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+inline Ints max(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
+inline Ints bits_of(Vec a) { return _mm512_castps_si512(a.v); }
+inline Ints to_ints(Vec a) { return _mm512_cvtps_epi32(a.v); }
+inline int32_t reduce_add(Ints a) { return _mm512_reduce_add_epi32(a); }
+inline int32_t reduce_max(Ints a) { return _mm512_reduce_max_epi32(a); }
 inline void store(Ints a, int8_t* p, int n) {
-  const __m128i x = _mm512_cvtepi32_epi8(a.v);
+  const __m128i x = _mm512_cvtepi32_epi8(a);
   if (n == Vec::kWidth) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x);
   } else {
