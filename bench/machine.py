@@ -12,7 +12,13 @@ from taut._native import libraries
 from . import probes
 from .cases import Work
 
-CACHED = 8 << 20  # operands up to this size stay in cache between calls
+
+@cache
+def cached_bytes() -> int:
+    """Operands up to this size stay in cache between calls, at least in part: twice the last level."""
+    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    kib = [int(text[:-1]) for file in files if (text := file.read_text().strip()).endswith("K")]
+    return 2 * max(kib, default=8 << 10) << 10
 
 
 def _cpu_fields() -> dict[str, str]:
@@ -63,7 +69,7 @@ def describe(device: torch.device, threads: int, clock: probes.Clock) -> dict:
 def roof_share(roofs: dict[str, float], roof: str | None, work: Work, seconds: float) -> dict:
     """How near a call comes to what the machine can do: the better of arithmetic and memory; None
     where neither was counted."""
-    memory = "cache" if work.bytes <= CACHED and "cache" in roofs else "memory"
+    memory = "cache" if work.bytes <= cached_bytes() and "cache" in roofs else "memory"
     shares = [work.bytes / seconds / roofs[memory]]
     if roof in roofs:
         shares.append(work.flops / seconds / roofs[roof])

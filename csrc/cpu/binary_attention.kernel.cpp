@@ -80,7 +80,7 @@ class Rows {
       }
     }
     alignas(64) int32_t sums[kRows][kWord];
-    count_rows<kRows>(attended_, blocks_, columns_, blocks_, sums);
+    count_rows<kRows>(attended_, blocks_, columns_, blocks_, 0, sums);
     for (int r = 0; r < kRows; ++r) {
       for (int c = 0; c < kWord; ++c) sums[r][c] = 2 * sums[r][c] - attended_keys[r];
       finish(token + r, sums[r]);

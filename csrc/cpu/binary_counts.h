@@ -90,7 +90,7 @@ inline void add_counts(const Operand* rows, int64_t stride, const uint8_t* plane
 
 template <int kRows>
 inline void count_rows(const Operand* rows, int64_t stride, const void* columns, int64_t words,
-                       int32_t (*sums)[kWord]) {
+                       int64_t, int32_t (*sums)[kWord]) {
   constexpr int64_t kMostWords = 1023;  // 64 * 1023 < 2^16
   const uint8_t* planes = static_cast<const uint8_t*>(columns);
   for (int r = 0; r < kRows; ++r) std::memset(sums[r], 0, sizeof(sums[r]));
@@ -149,7 +149,7 @@ inline void count_bits_of_bytes(T& x, const T& ones) {
 
 template <int kRows>
 inline void count_rows(const Operand* rows, int64_t stride, const void* columns, int64_t words,
-                       int32_t (*sums)[kWord]) {
+                       int64_t, int32_t (*sums)[kWord]) {
   constexpr uint64_t kOnes = 0x0101010101010101u, kPairs = 0x00ff00ff00ff00ffu;
   const uint64_t* from = static_cast<const uint64_t*>(columns);
   for (int r = 0; r < kRows; ++r) {
@@ -183,27 +183,34 @@ inline Bytes64 operator^(Bytes64 a, Bytes64 b) { return {a.v ^ b.v}; }
 
 template <int kRows>
 inline void count_rows(const Operand* rows, int64_t stride, const void* columns, int64_t words,
-                       int32_t (*sums)[kWord]) {
+                       int64_t unmasked, int32_t (*sums)[kWord]) {
   constexpr int kVecs = 4;  // 16 sums of 32 registers: half of the columns at a time
   for (int c = 0; c < kWord; c += 8 * kVecs) {
     const uint64_t* from = static_cast<const uint64_t*>(columns) + c;
     __m512i counts[kRows][kVecs];
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < kVecs; ++v) counts[r][v] = _mm512_setzero_si512();
-    for (int64_t w = 0; w < words; ++w) {
+    const auto add = [&](int64_t w, const auto& unlike) {
       __m512i column[kVecs];
       for (int v = 0; v < kVecs; ++v) column[v] = _mm512_loadu_si512(from + w * kWord + 8 * v);
-      for (int r = 0; r < kRows; ++r) {
-        const Operand& row = rows[r * stride + w];
-        const __m512i p = _mm512_set1_epi64(static_cast<int64_t>(row.p));
-        const __m512i m = _mm512_set1_epi64(static_cast<int64_t>(row.m));
+      for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVecs; ++v) {
-          constexpr int kXorThenAnd = 0x28;  // (p ^ column) & m
-          const __m512i bits = _mm512_ternarylogic_epi64(column[v], p, m, kXorThenAnd);
+          const __m512i bits = unlike(column[v], rows[r * stride + w]);
           counts[r][v] = _mm512_add_epi64(counts[r][v], _mm512_popcnt_epi64(bits));
         }
-      }
-    }
+    };
+    const auto broadcast = [](uint64_t word) {
+      return _mm512_set1_epi64(static_cast<int64_t>(word));
+    };
+    for (int64_t w = 0; w < unmasked; ++w)
+      add(w, [&](__m512i column, const Operand& row) {
+        return _mm512_xor_si512(column, broadcast(row.p));
+      });
+    for (int64_t w = unmasked; w < words; ++w)
+      add(w, [&](__m512i column, const Operand& row) {
+        constexpr int kXorThenAnd = 0x28;  // (p ^ column) & m
+        return _mm512_ternarylogic_epi64(column, broadcast(row.p), broadcast(row.m), kXorThenAnd);
+      });
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < kVecs; ++v)
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums[r] + c + 8 * v),
@@ -240,13 +247,14 @@ inline void distances(const Query* queries, const uint8_t* planes, Bytes64 (&cou
 
 #endif
 
-// sums[r] = the counts of row r, `stride` operands after the one before, over `words` words.
+// sums[r] = the counts of row r, `stride` operands after the one before, over `words` words, of
+// which the first `unmasked` have all bits of m.
 inline void count(const Operand* rows, int64_t stride, int64_t n, const void* columns,
-                  int64_t words, int32_t (*sums)[kWord]) {
+                  int64_t words, int64_t unmasked, int32_t (*sums)[kWord]) {
   int64_t r = 0;
   for (; r + kCountRows <= n; r += kCountRows)
-    count_rows<kCountRows>(rows + r * stride, stride, columns, words, sums + r);
-  for (; r < n; ++r) count_rows<1>(rows + r * stride, stride, columns, words, sums + r);
+    count_rows<kCountRows>(rows + r * stride, stride, columns, words, unmasked, sums + r);
+  for (; r < n; ++r) count_rows<1>(rows + r * stride, stride, columns, words, unmasked, sums + r);
 }
 
 }  // namespace

@@ -232,11 +232,12 @@ class Linear {
     constexpr int kMostOperands = 8;
     alignas(64) int32_t counts[kMostOperands][kWord];
     const int64_t rows = block_.row_end - block_.row_begin;
+    const int64_t unmasked = p_.input == BinaryInput::one_rail ? p_.in_features / kWord : 0;
     for (int64_t r = 0, end = 0; r < rows; r = end) {
       const int64_t first = rows_[r].first;
       while (end < rows && rows_[end].first + rows_[end].operands - first <= kMostOperands) ++end;
       const int64_t last = rows_[end - 1].first + rows_[end - 1].operands;
-      count(operands(first), words_, last - first, columns, words_, counts);
+      count(operands(first), words_, last - first, columns, words_, unmasked, counts);
       for (int64_t i = r; i < end; ++i) {
         const Row& row = rows_[i];
         alignas(64) int32_t sums[kWord];
