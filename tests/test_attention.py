@@ -1,5 +1,7 @@
 """varlen_attention, forward: every instruction set against the reference."""
 
+import math
+
 import pytest
 import torch
 
@@ -209,10 +211,12 @@ def test_philox_known_answers():
             {"cu_seqlens_k": None, "k": torch.ones(8, 2, 16), "v": torch.ones(8, 2, 16)},
             "cu_seqlens_k must end within total_tokens = 8, got 9",
         ),
-        ({"softcap": -1.0}, "softcap must be at least 0, got -1.0"),
+        ({"softcap": -1.0}, "softcap must be at least 0 in fp32, got -1.0"),
         ({"clip": (0.5, 0.0)}, "clip must be"),
         ({"dropout_p": 1.0}, r"dropout_p must be in \[0, 1\), got 1.0"),
-        ({"softmax_scale": -1.0}, "softmax_scale must be positive, got -1.0"),
+        ({"clip": (1.0, -math.inf)}, "clip must be"),
+        ({"softmax_scale": -1.0}, "softmax_scale must be positive in fp32, got -1.0"),
+        ({"softmax_scale": 1e300}, "softmax_scale must be positive in fp32, got 1e"),
     ),
 )
 def test_refuses_bad_values(change, message):

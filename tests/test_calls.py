@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 
 import taut
 from helpers import cu_seqlens_of
@@ -188,6 +189,28 @@ def test_forward_mode_is_refused_and_not_silently_zero(name):
             with pytest.raises(NotImplementedError, match=message):
                 run(forward_ad.make_dual(value.clone(), value))
             run(value)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_gradient_is_given_or_refused(name):
+    for key, value in VALID[name].items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            continue
+        arguments = {**VALID[name], key: value.clone().requires_grad_()}
+        if OPS[name].refuses_grad:
+            with torch.no_grad():
+                getattr(taut, name)(**arguments)
+            message = (
+                f"^{name}: {key} must be a tensor without gradient, got one that requires grad"
+            )
+            with pytest.raises(ValueError, match=message):
+                getattr(taut, name)(**arguments)
+            continue
+        outputs = pytree.tree_leaves(getattr(taut, name)(**arguments))
+        floats = [
+            out for out in outputs if isinstance(out, torch.Tensor) and out.is_floating_point()
+        ]
+        assert not floats or any(out.requires_grad for out in floats), key
 
 
 @pytest.mark.parametrize("name", ("layer_norm", "rms_norm", "bias_activation", "bias_glu", "pool"))

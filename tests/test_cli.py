@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -172,6 +173,10 @@ def test_wrong_use_exits_with_2(lines, tmp_path):
     for tokens in (0, -1):
         refused(encode(lines, tmp_path / "o.npy", "--batch-tokens", tokens), "batch-tokens")
     assert taut("no-such-command").returncode == 2
+
+
+def test_version():
+    assert taut("--version").stdout.decode() == f"{version('taut')}\n"
 
 
 def test_info_names_versions_and_libraries():

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import taut
 from encoder_models import CONFIGS, save_alibi, save_random
-from helpers import on_one_thread
+from helpers import cu_seqlens_of, on_one_thread
 from taut import folding, quantizers
 from taut.demo import every_nth, stdlib_docstrings
 from taut.encoder import MaskedLM, SequenceClassifier
@@ -70,6 +70,8 @@ def test_every_scheme_runs_saves_and_reloads_to_the_bit(bert, tmp_path, scheme):
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert all(after[name].dtype == before[name].dtype for name in before)
     assert torch.equal(again.encode(TEXTS), want)
+    for model in (quantized, again):  # no gradient passes: a call does not ask for one
+        assert not model(torch.tensor([5, 6, 7]), cu_seqlens_of([3])).requires_grad
 
 
 @pytest.mark.parametrize("kind", [*CONFIGS, "jina"])

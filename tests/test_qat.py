@@ -112,6 +112,15 @@ def test_an_encoder_learns_converts_and_is_saved(tmp_path, name):
         assert torch.equal(again(ids, cu_seqlens), encoder(ids, cu_seqlens))
 
 
+def test_convert_refuses_several_schemes(tmp_path):
+    save_random(tmp_path, "bert", hidden_size=128, intermediate_size=256)
+    encoder = taut.Encoder.from_pretrained(tmp_path)
+    for layer, scheme in zip(encoder.backbone.layers, ("ternary", "w8a8"), strict=False):
+        qat.prepare(layer, scheme)
+    with pytest.raises(ValueError, match="^convert: .*with one scheme, got ternary, w8a8$"):
+        qat.convert(encoder)
+
+
 def test_prepare_refuses_what_would_leave_the_module_as_it_is():
     plain = torch.nn.Sequential(torch.nn.Linear(16, 16))
     with pytest.raises(

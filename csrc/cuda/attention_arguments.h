@@ -107,8 +107,9 @@ inline void set_options(AttentionParams& p, const AttentionOptions& o, int32_t d
         "q must have a head_dim from 16 to 256 that is a multiple of 8, got ", p.head_dim);
   const double scale =
       o.softmax_scale ? *o.softmax_scale : 1 / std::sqrt(static_cast<double>(p.head_dim));
-  check(scale > 0 && std::isfinite(scale), op, "softmax_scale must be positive, got ", scale);
-  check(o.softcap >= 0 && std::isfinite(o.softcap), op, "softcap must be at least 0, got ",
+  const auto fits = [](double x) { return std::isfinite(static_cast<float>(x)); };
+  check(scale > 0 && fits(scale), op, "softmax_scale must be positive in fp32, got ", scale);
+  check(o.softcap >= 0 && fits(o.softcap), op, "softcap must be at least 0 in fp32, got ",
         o.softcap);
   p.scale = static_cast<float>(scale);
   p.softcap = static_cast<float>(o.softcap);
@@ -144,8 +145,8 @@ inline void set_options(AttentionParams& p, const AttentionOptions& o, int32_t d
   p.window_right = limit(o.causal ? 0 : o.window_right);
   if (o.clip) {
     const std::vector<double>& clip = *o.clip;
-    check(clip.size() == 2 && clip[0] >= 1 && clip[1] <= 0, op,
-          "clip must be (zeta, gamma) with zeta >= 1 and gamma <= 0");
+    check(clip.size() == 2 && clip[0] >= 1 && clip[1] <= 0 && fits(clip[0] - clip[1]), op,
+          "clip must be (zeta, gamma) in fp32 with zeta >= 1 and gamma <= 0");
     p.clip = true;
     p.clip_slope = static_cast<float>(clip[0] - clip[1]);
     p.clip_offset = static_cast<float>(clip[1]);

@@ -140,6 +140,7 @@ def convert(model: Model) -> Model:
             _fill_layer(layer, trained, config.max_tokens)
         if packed.task == "sequence":
             _fill(packed.head.dense, source.head.dense)
+    packed.backbone.requires_grad_(False)
     packed.quantization = {"scheme": BITS, "layers": {}}
     return packed.to(model.device).eval()
 

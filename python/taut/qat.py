@@ -192,8 +192,15 @@ def convert(module: torch.nn.Module) -> torch.nn.Module:
 
     Returns:
         The module, for inference, in eval mode.
+
+    Raises:
+        ValueError: an encoder whose layers were prepared with several schemes.
     """
     schemes = {part.scheme for part in module.modules() if isinstance(part, QatLinear)}
+    if isinstance(module, Pretrained) and len(schemes) > 1:
+        raise ValueError(
+            f"convert: module must be an encoder with one scheme, got {', '.join(sorted(schemes))}"
+        )
     _replace(module, QatLinear, QatLinear.to_lowbit)
     if isinstance(module, Pretrained) and schemes:
         adopt(module, schemes.pop())

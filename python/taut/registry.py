@@ -32,6 +32,10 @@ _FOR_INFERENCE = (
     "packed weights are for inference (torch.no_grad or detach), "
     "torch.nn.functional.linear is for training"
 )
+_ROUNDED = (
+    "what is rounded has no gradient (torch.no_grad or detach), "
+    "taut.qat and taut.straight_through are for training"
+)
 _LOWBIT = (
     "Tensor x, Tensor? x_scale, Tensor packed, Tensor scale, Tensor? zero_point, "
     "Tensor? codebook, Tensor? bias, SymInt out_features, int bits, int group_size, int x_bits"
@@ -195,6 +199,7 @@ OPS: dict[str, Op] = {
             "(Tensor x, Tensor? channel_scale=None, Tensor? channel_shift=None, int bits=8, "
             "str grid='absmax', bool hadamard=False, int group_size=0) "
             "-> (Tensor q, Tensor scale)",
+            refuses_grad=_ROUNDED,
         ),
         Op(
             "layer_norm_quantize",
@@ -202,8 +207,14 @@ OPS: dict[str, Op] = {
             "(Tensor x, Tensor? residual, Tensor? bias, Tensor? weight, Tensor? norm_bias, "
             "Tensor? quant_weight, Tensor? quant_bias, float eps, int bits=8) "
             "-> (Tensor out, Tensor q, Tensor scale)",
+            refuses_grad=_ROUNDED,
         ),
-        Op("kronecker", "quantize", "(Tensor x, Tensor left, Tensor right) -> Tensor"),
+        Op(
+            "kronecker",
+            "quantize",
+            "(Tensor x, Tensor left, Tensor right) -> Tensor",
+            refuses_grad=_ROUNDED,
+        ),
         Op(
             "pack_lowbit",
             "lowbit_gemm",
@@ -221,12 +232,14 @@ OPS: dict[str, Op] = {
             "lowbit_gemm",
             f"({_LOWBIT}, str epilogue='none', Tensor? residual=None, float x_zero_point=0.0, "
             "ScalarType? out_dtype=None) -> Tensor",
+            refuses_grad=_ROUNDED,
         ),
         Op(
             "lowbit_linear_quantize",
             "lowbit_gemm",
             f"({_LOWBIT}, str epilogue='none', int out_bits=8, int out_group_size=0) "
             "-> (Tensor q, Tensor scale)",
+            refuses_grad=_ROUNDED,
         ),
         Op(
             "lowbit_linear_layer_norm",
@@ -234,11 +247,13 @@ OPS: dict[str, Op] = {
             f"({_LOWBIT}, Tensor residual, Tensor? norm_weight, Tensor? norm_bias, float eps, "
             "bool quantize=False, Tensor? quant_weight=None, Tensor? quant_bias=None) "
             "-> (Tensor out, Tensor q, Tensor scale)",
+            refuses_grad=_ROUNDED,
         ),
         Op(
             "pack_bits",
             "binary_gemm",
             "(Tensor x, Tensor? threshold=None, int rails=1, str tie='strict') -> Tensor",
+            refuses_grad=_ROUNDED,
         ),
         Op("unpack_bits", "binary_gemm", "(Tensor bits, SymInt columns) -> Tensor"),
         Op(
@@ -247,12 +262,14 @@ OPS: dict[str, Op] = {
             "(Tensor x, Tensor? x_scale, Tensor packed, Tensor scale, Tensor? bias, "
             "SymInt out_features, SymInt in_features, str epilogue='none', "
             "Tensor? residual=None, ScalarType? out_dtype=None) -> Tensor",
+            refuses_grad=_ROUNDED,
         ),
         Op(
             "binary_linear_bits",
             "binary_gemm",
             "(Tensor x, Tensor packed, Tensor thresholds, SymInt out_features, "
             "SymInt in_features) -> Tensor",
+            refuses_grad=_ROUNDED,
         ),
         Op(
             "binary_linear_layer_norm",
@@ -260,6 +277,7 @@ OPS: dict[str, Op] = {
             "(Tensor x, Tensor? x_scale, Tensor packed, Tensor scale, Tensor? bias, "
             "SymInt in_features, Tensor residual, Tensor? norm_weight, Tensor? norm_bias, "
             "float eps, Tensor? bit_threshold=None) -> (Tensor out, Tensor bits)",
+            refuses_grad=_ROUNDED,
         ),
         Op(
             "binary_attention",
@@ -267,6 +285,7 @@ OPS: dict[str, Op] = {
             "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, str mode='bool', "
             "str tie='strict', float softmax_scale=0.125, float alpha=0.0, "
             "Tensor? thresholds=None, int rails=2) -> Tensor",
+            refuses_grad=_ROUNDED,
         ),
         Op(
             "binary_qk_attention",
@@ -274,6 +293,7 @@ OPS: dict[str, Op] = {
             "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, float softmax_scale=0.125, "
             "Tensor? alibi_slopes=None, Tensor? v_scale=None, ScalarType? out_dtype=None) "
             "-> Tensor",
+            refuses_grad=_ROUNDED,
         ),
     )
 }

@@ -214,6 +214,7 @@ def adopt(model: "Pretrained", scheme: str) -> None:
     for i, layer in enumerate(backbone.layers):
         backbone.layers[i] = QuantizedLayer(layer)
     connect(backbone)
+    backbone.requires_grad_(False)  # no gradient passes a low-bit linear
     model.quantization = {"scheme": scheme, "layers": {}}
 
 
@@ -248,5 +249,6 @@ def quantize(
         _Walk(backbone, schemes, dtype, calibration is not None, progress).run(batch)
         if schemes[WORD_TABLE] != "float":
             backbone.embeddings.word = LowbitEmbedding.from_float(backbone.embeddings.word.weight)
+    backbone.requires_grad_(False)  # no gradient passes a low-bit linear
     quantized.quantization = {"scheme": scheme, "layers": dict(layers or {})}
     return quantized.to(model.device, dtype)

@@ -116,6 +116,7 @@ def load(model: "Pretrained", quantization: dict, directory: Path) -> None:
     if problems:
         listed = "\n  ".join(problems)
         raise ValueError(f"{directory} does not fit its config.json:\n  {listed}")
+    model.backbone.requires_grad_(False)
     model.quantization = {key: quantization.get(key) for key in ("scheme", "layers")}
 
 

@@ -47,8 +47,13 @@ def _check_head_dim(op, name, head_dim):
 
 
 def _check_real(op, name, value, accepted, meaning):
-    if not (math.isfinite(value) and accepted(value)):
+    if not (_fits(value) and accepted(value)):
         raise ValueError(f"{op}: {name} must be {meaning}, got {value}")
+
+
+def _fits(value):
+    """Whether fp32 has it."""
+    return abs(value) <= torch.finfo(torch.float32).max
 
 
 def _check_options(
@@ -56,7 +61,7 @@ def _check_options(
     softcap, clip, dropout_p,
 ):  # fmt: skip
     if softmax_scale is not None:
-        _check_real(op, "softmax_scale", softmax_scale, lambda x: x > 0, "positive")
+        _check_real(op, "softmax_scale", softmax_scale, lambda x: x > 0, "positive in fp32")
     if alibi_slopes is not None:
         shape = (batch, heads) if alibi_slopes.dim() == 2 else (heads,)
         meaning = f"({heads},) or ({batch}, {heads}), one per head"
@@ -74,10 +79,13 @@ def _check_options(
         raise ValueError(
             f"{op}: window_size must be (left, right), each at least -1, got {window_size}"
         )
-    _check_real(op, "softcap", softcap, lambda x: x >= 0, "at least 0")
-    if clip is not None and not (len(clip) == 2 and clip[0] >= 1 and clip[1] <= 0):
+    _check_real(op, "softcap", softcap, lambda x: x >= 0, "at least 0 in fp32")
+    if clip is not None and not (
+        len(clip) == 2 and clip[0] >= 1 and clip[1] <= 0 and _fits(clip[0] - clip[1])
+    ):
         raise ValueError(
-            f"{op}: clip must be (zeta, gamma) with zeta >= 1 and gamma <= 0, got {tuple(clip)}"
+            f"{op}: clip must be (zeta, gamma) in fp32 with zeta >= 1 and gamma <= 0, "
+            f"got {tuple(clip)}"
         )
     _check_real(op, "dropout_p", dropout_p, lambda x: 0 <= x < 1, "in [0, 1)")
 
