@@ -103,6 +103,97 @@ def build_pack(case: Case, device: torch.device) -> Work:
     )
 
 
+def build_unpack(case: Case, device: torch.device) -> Work:
+    rows, columns = case.axes["rows"], case.axes["in_features"]
+    bits = taut.pack_bits(torch.randn(rows, columns, device=device))
+    places = torch.arange(64, device=device)
+
+    def unpack():
+        signs = (bits[..., None] >> places).bitwise_and_(1).to(torch.int8)
+        return signs.view(rows, columns).mul_(2).sub_(1)
+
+    expected = unpack()
+    return Work(
+        runs={"taut": lambda: taut.unpack_bits(bits, columns), "torch": unpack},
+        check=against(expected, expected),
+        tokens=rows,
+        bytes=size_of(bits, expected),
+    )
+
+
+def build_chained(case: Case, device: torch.device) -> Work:
+    """What stands between the layers of a binarized encoder: bits out by thresholds, or residual +
+    LayerNorm with bf16 and bits out."""
+    axes = case.axes
+    rows, in_features, out_features = axes["rows"], axes["in_features"], axes["out_features"]
+    bits, x = _activations("W1A1", torch.randn(rows, in_features, device=device))
+    signs = torch.where(torch.randn(out_features, in_features, device=device) > 0, 1.0, -1.0)
+    packed = taut.pack_binary_weight(taut.pack_bits(signs))
+    sums = functional.linear(x, signs)
+    moved = size_of(bits) + signs.numel() // 8 + rows * out_features // 8
+    if case.op == "binary_linear_bits":
+        thresholds = torch.randint(-20, 20, (out_features,), device=device, dtype=torch.int32)
+        limits = thresholds.float()
+        ones = torch.ones(out_features, device=device)
+        expected = (sums > limits).float()
+        runs = {
+            "taut": lambda: taut.binary_linear_bits(
+                bits, packed, thresholds, in_features=in_features
+            ),
+            "taut unfused": lambda: taut.pack_bits(
+                taut.binary_linear(bits, packed, ones, in_features=in_features), limits
+            ),
+            "torch fp32": lambda: functional.linear(x, signs) > limits,
+        }
+
+        def as_bits(_, out):
+            return (
+                out.float()
+                if out.dtype == torch.bool
+                else (taut.unpack_bits(out, out_features).float().add(1).div(2))
+            )
+
+        check = against(expected, expected, as_bits)
+    else:
+        scale, bias = torch.rand(2, out_features, device=device)
+        residual = torch.randn(rows, out_features, device=device)
+        norm = torch.rand(2, out_features, device=device)
+        half = [t.bfloat16() for t in (x, signs * scale[:, None], bias, residual, *norm)]
+        wide = [t.float() for t in half]
+
+        def plain(x, weight, bias, residual, *norm):
+            y = functional.linear(x, weight, bias) + residual
+            return functional.layer_norm(y, (out_features,), *norm)
+
+        runs = {
+            "taut": lambda: taut.binary_linear_layer_norm(
+                bits, packed, scale, bias, half[3], *half[4:], in_features=in_features
+            )[0],
+            "torch fp32": lambda: plain(*wide),
+            "torch bf16": lambda: plain(*half),
+        }
+        double = [t.double() for t in (x, signs * scale[:, None], bias, *half[3:])]
+        check = against(plain(*double), plain(*half))
+        moved += 4 * rows * out_features
+    own = {
+        name: (FP32 if name == "torch fp32" else BF16) | {"bytes": size_of(x, sums)}
+        for name in PEERS
+        if name in runs
+    }
+    return Work(
+        runs=runs,
+        check=check,
+        tokens=rows,
+        flops=2 * rows * signs.numel(),
+        bytes=moved,
+        own=own,
+    )
+
+
+CHAINED = {
+    "binary_linear_bits": (("taut", "taut unfused", "torch fp32"), ((768, 2304), (768, 3072))),
+    "binary_linear_layer_norm": (("taut", "torch fp32", "torch bf16"), ((768, 768), (3072, 768))),
+}
 CASES = [
     *(
         Case(
@@ -124,15 +215,33 @@ CASES = [
     ),
     *(
         Case(
-            op="pack_bits",
+            op=op,
             text=f"{rows} x {columns}",
-            dtype="fp32",
+            dtype=dtype,
             axes={"rows": rows, "in_features": columns, "bits": 1},
             contenders=("taut", "torch"),
-            build=build_pack,
-            quick=(rows, columns) == (512, 768),
+            build=build,
+            quick=(op, rows, columns) == ("pack_bits", 512, 768),
         )
+        for op, dtype, build in (("pack_bits", "fp32", build_pack), ("unpack_bits", "bits", build_unpack))
         for rows, columns in ((512, 768), (512, 3072), (2048, 768))
+    ),
+    *(
+        Case(
+            op=op,
+            text=f"W1A1, {rows} x {in_features} to {out_features}",
+            dtype="w1a1",
+            axes={
+                "activation": "W1A1", "rows": rows, "in_features": in_features,
+                "out_features": out_features, "bits": 1,
+            },
+            contenders=contenders,
+            build=build_chained,
+            roof="popcount",
+        )
+        for op, (contenders, shapes) in CHAINED.items()
+        for rows in (32, 512)
+        for in_features, out_features in shapes
     ),
 ]  # fmt: skip
 

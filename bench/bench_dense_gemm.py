@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional
 
 import taut
+from taut.registry import OPS
 
-from .cases import DTYPES, Case, Work, against, guarded, size_of
+from .cases import DTYPES, Case, Work, against, by_name, guarded, size_of
 
 ROWS = (1, 8, 32, 128, 512, 2048)
 SHAPES = {  # in_features, out_features
@@ -81,6 +82,36 @@ def build(case: Case, device: torch.device) -> Work:
     )
 
 
+def build_packing(case: Case, device: torch.device) -> Work:
+    """A weight to the order that kernels read, and back."""
+    out_features, in_features = case.axes["out_features"], case.axes["in_features"]
+    weight = torch.randn(out_features, in_features).to(DTYPES[case.dtype])
+    packed = taut.pack_weight(weight)
+    if case.op == "pack_weight":
+        expected = OPS["pack_weight"].reference(weight)
+        run = lambda: taut.pack_weight(weight)  # noqa: E731
+        onednn = lambda: torch.ops.mkldnn._reorder_linear_weight(weight, 512)  # noqa: E731
+    else:
+        expected = weight
+        run = lambda: taut.unpack_weight(packed, out_features, in_features)  # noqa: E731
+
+        def prepack():
+            prepacked = torch.ops.mkldnn._reorder_linear_weight(weight, 512)
+            return lambda: prepacked.to_dense()
+
+        onednn = guarded(prepack)
+
+    def dense(name, out):
+        return against(weight, weight)(name, out.to_dense() if out.is_mkldnn else out)
+
+    return Work(
+        runs={"taut": run, "onednn prepacked": onednn},
+        check=by_name({"taut": against(expected, expected), "": dense}),
+        tokens=out_features,
+        bytes=2 * size_of(weight),
+    )
+
+
 CASES = [
     Case(
         op="packed_linear_layer_norm" if "norm" in fusion else "packed_linear",
@@ -102,6 +133,20 @@ CASES = [
     for dtype in ("fp32", "bf16")
     for rows in (ROWS if fusion == "linear" else FUSED_ROWS)
     for in_features, out_features in shapes
+]
+
+CASES += [
+    Case(
+        op=op,
+        text="3072 x 768",
+        dtype=dtype,
+        axes={"out_features": 3072, "in_features": 768},
+        contenders=("taut", "onednn prepacked"),
+        build=build_packing,
+        devices=("cpu",),
+    )
+    for op in ("pack_weight", "unpack_weight")
+    for dtype in ("fp32", "bf16")
 ]
 
 

@@ -1,4 +1,5 @@
-"""Linear layers over low-bit weights against bf16 and against torch's integer linears.
+"""Linear layers over low-bit weights, alone and fused with what follows them, against bf16 and
+against torch's integer linears.
 
 x is bf16; ours quantize it per token inside, but for w4a16. What an integer peer needs of x is given
 to it, at no cost: codes for `onednn static int8` and `_int_mm` (which stops at int32). Errors are
@@ -13,8 +14,9 @@ from torch.nn import functional
 
 import taut
 from taut.formats import LowbitWeight, pack_codes
+from taut.registry import OPS
 
-from .cases import Case, Work, against, guarded, largest_difference, size_of
+from .cases import Case, Work, against, by_name, guarded, largest_difference, size_of
 
 SHAPES = ((384, 1536), (768, 768), (768, 3072), (3072, 768))  # in_features, out_features
 ROWS = (1, 16, 128, 512, 2048)
@@ -46,14 +48,26 @@ def per_token(x, bits=8):
     return (x.float() / scale).round().to(torch.int8), scale
 
 
-def onednn(x, int8, scales, bias):
-    """Static int8 with a prepacked weight, and the x that its codes stand for."""
+def onednn(x, int8, scales, bias, post="none", out_scale=None):
+    """Static int8 with a prepacked weight, and the x that its codes stand for. The output is bf16;
+    with out_scale unsigned codes around 128."""
     packed = torch.ops.onednn.qlinear_prepack(int8, list(x.shape))
     scale = x.abs().max().item() / 127
     codes = ((x.float() / scale).round() + 128).clamp(0, 255).to(torch.uint8)
     zeros = torch.zeros(len(int8), dtype=torch.long)
+    out = (1.0, 0, torch.bfloat16) if out_scale is None else (out_scale, 128, torch.uint8)
     run = lambda: torch.ops.onednn.qlinear_pointwise(  # noqa: E731
-        codes, scale, 128, packed, scales, zeros, bias, 1.0, 0, torch.bfloat16, "none", [], ""
+        codes,
+        scale,
+        128,
+        packed,
+        scales,
+        zeros,
+        bias,
+        *out,
+        post,
+        [],
+        "none" if post == "gelu" else "",
     )
     return run, (codes.double() - 128) * scale
 
@@ -165,12 +179,131 @@ def build(case: Case, device: torch.device) -> Work:
     )
 
 
+def build_fused(case: Case, device: torch.device) -> Work:
+    """W8A8 with GELU and int8 out, or with residual, LayerNorm, and both bf16 and int8 out."""
+    axes = case.axes
+    rows, in_features, out_features = axes["rows"], axes["in_features"], axes["out_features"]
+    to_codes = case.op == "lowbit_linear_quantize"
+    x, residual = torch.randn(rows, in_features).bfloat16(), torch.randn(rows, out_features)
+    weight, values = quantized(
+        torch.randn(out_features, in_features) / in_features**0.5, 8, torch.device("cpu")
+    )
+    bias, norm_weight = torch.randn(2, out_features)
+    residual, half = residual.bfloat16(), [t.bfloat16() for t in (values, bias, norm_weight)]
+    dense = taut.pack_weight(half[0])
+    codes, x_scale = per_token(x)
+
+    def finish(y, dtype=torch.bfloat16):
+        if to_codes:
+            return functional.gelu(y)
+        norm = half[2].to(dtype), half[1].to(dtype)
+        return functional.layer_norm(y + residual.to(dtype), (out_features,), *norm)
+
+    def exact(x):
+        return finish(functional.linear(x.double(), values.double(), bias.double()), torch.double)
+
+    def torch_bf16():
+        return finish(functional.linear(x, half[0], half[1]))
+
+    expected, static_x = exact(codes.double() * x_scale), None
+    reach = expected.abs().max().item() / 127
+    if to_codes:
+        runs = {
+            "taut": lambda: taut.lowbit_linear_quantize(x, weight, bias, epilogue="gelu"),
+            "taut unfused": lambda: taut.quantize_per_token(
+                taut.lowbit_linear(x, weight, bias, epilogue="gelu")
+            ),
+        }
+    else:
+        norm = half[2], half[1]
+        runs = {
+            "taut": lambda: taut.lowbit_linear_layer_norm(
+                x, weight, bias, residual, *norm, quantize=True
+            ),
+            "taut unfused": lambda: taut.layer_norm_quantize(
+                taut.lowbit_linear(x, weight, bias), *norm, residual=residual
+            ),
+            "taut bf16": lambda: taut.packed_linear_layer_norm(x, dense, half[1], residual, *norm),
+        }
+    runs["torch bf16"] = torch_bf16
+
+    def static_int8():
+        nonlocal static_x
+        int8 = (weight.codes.int() - 128).to(torch.int8)
+        options = {"post": "gelu", "out_scale": reach} if to_codes else {}
+        run, static_x = onednn(x, int8, weight.scale[:, 0].contiguous(), bias, **options)
+        return run if to_codes else lambda: finish(run())
+
+    runs["onednn static int8"] = guarded(static_int8)
+
+    def rounded(_, out):  # a step of its own grid, half of it for the rounding
+        q, scale = out
+        return {
+            "error": largest_difference(q.double() * scale, expected),
+            "allowed_error": scale.max().item(),
+        }
+
+    def static(name, out):
+        meant = exact(static_x)
+        if not to_codes:
+            return against(meant, torch_bf16(), ulps=1)(name, out)
+        error = largest_difference((out.double() - 128) * reach, meant)
+        return {"error": error, "allowed_error": reach}
+
+    def normalized(name, out):
+        return against(expected, torch_bf16())(name, out[0])
+
+    ours = rounded if to_codes else normalized
+    wide = {**BF16, "bytes": 2 * values.numel() + size_of(x) + 4 * rows * out_features}
+    return Work(
+        runs=runs,
+        check=by_name(
+            {
+                "taut": ours,
+                "taut unfused": ours,
+                "onednn static int8": static,
+                "": against(exact(x), torch_bf16()),
+            }
+        ),
+        tokens=rows,
+        flops=2 * rows * values.numel(),
+        bytes=size_of(x) + values.numel() + (1 if to_codes else 5) * rows * out_features,
+        ops={"taut bf16": "packed_linear_layer_norm"},
+        own={"taut bf16": wide, "torch bf16": wide},
+    )
+
+
+def build_packing(case: Case, device: torch.device) -> Work:
+    """Codes to the order that kernels read, and back."""
+    bits = case.axes["bits"]
+    out_features, in_features = case.axes["out_features"], case.axes["in_features"]
+    codes = pack_codes(torch.randint(0, 1 << bits, (out_features, in_features)).byte(), bits)
+    packed = taut.pack_lowbit(codes, bits, in_features)
+    given, result = (codes, packed) if case.op == "pack_lowbit" else (packed, codes)
+    sizes = (bits, in_features) if case.op == "pack_lowbit" else (bits, out_features, in_features)
+    return Work(
+        runs={
+            "taut": lambda: getattr(taut, case.op)(given, *sizes),
+            "torch": lambda: OPS[case.op].reference(given, *sizes),
+        },
+        check=against(result, result),
+        tokens=out_features,
+        bytes=size_of(given, result),
+    )
+
+
 def _contenders(rows):
     if rows <= FEW_ROWS:
         return ("_weight_int8pack_mm", "_weight_int4pack_mm")
     return ("onednn static int8", "_int_mm")
 
 
+FUSED = {
+    "lowbit_linear_quantize": ("linear + gelu + quantize", ((384, 1536), (768, 3072))),
+    "lowbit_linear_layer_norm": (
+        "linear + residual + layer_norm + quantize", ((384, 384), (768, 768), (3072, 768)),
+    ),
+}  # fmt: skip
 CASES = [
     Case(
         op="lowbit_linear",
@@ -184,6 +317,37 @@ CASES = [
     )
     for rows in ROWS
     for in_features, out_features in SHAPES
+]
+CASES += [
+    Case(
+        op=op,
+        text=f"{fusion}, {rows} x {in_features} to {out_features}",
+        dtype="int8",
+        axes={"rows": rows, "in_features": in_features, "out_features": out_features, "bits": 8},
+        contenders=(
+            "taut", "taut unfused", *(("taut bf16",) if "norm" in fusion else ()), "torch bf16",
+            "onednn static int8",
+        ),
+        build=build_fused,
+        roof="int8",
+        devices=("cpu",),
+    )
+    for op, (fusion, shapes) in FUSED.items()
+    for rows in (32, 512)
+    for in_features, out_features in shapes
+]  # fmt: skip
+CASES += [
+    Case(
+        op=op,
+        text=f"{bits} bits, 3072 x 768",
+        dtype="codes",
+        axes={"out_features": 3072, "in_features": 768, "bits": bits},
+        contenders=("taut", "torch"),
+        build=build_packing,
+        devices=("cpu",),
+    )
+    for op in ("pack_lowbit", "unpack_lowbit")
+    for bits in (8, 4, 3)
 ]
 
 

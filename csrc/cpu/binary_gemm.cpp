@@ -2,6 +2,7 @@
 #include "cpu/binary_gemm.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "cpu/scratch.h"
@@ -64,6 +65,13 @@ void check_bits(const Tensor& t, int64_t columns, const char* op, const char* na
   check(has_contiguous_rows(t), op, name, " must have contiguous rows");
 }
 
+// Bit i of `bits` as byte i, 0 or 1.
+uint64_t bytes_of(uint64_t bits) {
+  constexpr uint64_t kOnes = 0x0101010101010101u, kDiagonal = 0x8040201008040201u;
+  const uint64_t found = (bits & 255) * kOnes & kDiagonal;
+  return (found + 0x7f7f7f7f7f7f7f7fu) >> 7 & kOnes;
+}
+
 Tensor unpack_bits(const Tensor& bits, int64_t columns) {
   const char* op = "unpack_bits";
   check(columns >= 0, op, "columns must be at least 0, got ", columns);
@@ -76,11 +84,13 @@ Tensor unpack_bits(const Tensor& bits, int64_t columns) {
   int8_t* to = static_cast<int8_t*>(out.mutable_data_ptr());
   parallel_rows(rows, columns, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
-      for (int64_t c = 0; c < columns; ++c) {
+      for (int64_t c = 0; c < columns; c += 8) {  // x86 and ARM: byte i of a word comes i-th
         const uint64_t* word = from + r * stride + c / kBitsPerWord;
-        const int positive = word[0] >> (c % kBitsPerWord) & 1;
-        const int negative = two ? word[rail] >> (c % kBitsPerWord) & 1 : 1 - positive;
-        to[r * columns + c] = static_cast<int8_t>(positive - negative);
+        const uint64_t p = word[0] >> (c % kBitsPerWord);
+        const uint64_t n = two ? word[rail] >> (c % kBitsPerWord) : ~p;
+        const uint64_t eight = bytes_of(p & ~n) | bytes_of(n & ~p) * 255;
+        std::memcpy(to + r * columns + c, &eight,
+                    static_cast<size_t>(std::min<int64_t>(8, columns - c)));
       }
   });
   unpack_variant.record();

@@ -23,18 +23,36 @@ int64_t step_of(ScalarType dtype, const char* op, const char* name) {
   return 1;
 }
 
-// Where element (channel, k) of a weight lies in its packed form.
-struct PackedIndex {
-  int64_t steps, step;
-  int64_t operator()(int64_t channel, int64_t k) const {
-    const int64_t row = channel / kPanel * steps + k / step;
-    return (row * kPanel + channel % kPanel) * step + k % step;
+// An element of so many bytes, `Step` k per step of a panel.
+template <class Element, int Step>
+struct Layout {
+  using Bits = Element;
+  static constexpr int kStep = Step;
+  // Where element (channel, k) of a weight of so many steps lies in its packed form.
+  static int64_t place(int64_t steps, int64_t channel, int64_t k) {
+    const int64_t row = channel / kPanel * steps + k / Step;
+    return (row * kPanel + channel % kPanel) * Step + k % Step;
   }
 };
 
-template <class Body>  // body(Element{}): an unsigned integer of the size of the dtype
-void with_bits(ScalarType dtype, const Body& body) {
-  dtype == ScalarType::Float ? body(uint32_t{}) : body(uint16_t{});
+template <class Body>
+void with_layout(ScalarType dtype, const Body& body) {
+  switch (dtype) {
+    case ScalarType::Float: return body(Layout<uint32_t, 1>{});
+    case ScalarType::BFloat16: return body(Layout<uint16_t, 2>{});
+    default: return body(Layout<uint16_t, 1>{});
+  }
+}
+
+// body(channel, k) for all of both, some k of a panel at a time: a panel has a row per k, a weight
+// one per channel, and the lines of either stay in L1.
+template <class Body>
+void for_panels(int64_t begin, int64_t end, int64_t depth, const Body& body) {
+  constexpr int64_t kLine = 16;
+  for (int64_t panel = begin; panel < end; panel += kPanel)
+    for (int64_t first = 0; first < depth; first += kLine)
+      for (int64_t channel = panel; channel < std::min(panel + kPanel, end); ++channel)
+        for (int64_t k = first; k < std::min(first + kLine, depth); ++k) body(channel, k);
 }
 
 Tensor pack_weight(const Tensor& weight) {
@@ -48,18 +66,18 @@ Tensor pack_weight(const Tensor& weight) {
   const int64_t panels = divide_up(channels, kPanel), steps = divide_up(depth, step);
   Tensor packed = step == 1 ? empty_cpu({panels, steps, kPanel}, dtype)
                             : empty_cpu({panels, steps, kPanel, 2}, dtype);
-  const PackedIndex index{steps, step};
-  with_bits(dtype, [&](auto element) {
-    using Bits = decltype(element);
+  with_layout(dtype, [&](auto layout) {
+    using Bits = typename decltype(layout)::Bits;
     const Bits* from = static_cast<const Bits*>(weight.const_data_ptr());
     Bits* to = static_cast<Bits*>(packed.mutable_data_ptr());
     const int64_t channel_stride = weight.stride(0), k_stride = weight.stride(1);
     torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t channel = begin * kPanel; channel < end * kPanel; ++channel)
-        for (int64_t k = 0; k < steps * step; ++k) {
-          const bool inside = channel < channels && k < depth;
-          to[index(channel, k)] = inside ? from[channel * channel_stride + k * k_stride] : 0;
-        }
+      const int64_t last = std::min(end * kPanel, channels);
+      if (last < end * kPanel || depth < steps * step)
+        std::fill(to + begin * steps * kPanel * step, to + end * steps * kPanel * step, Bits{0});
+      for_panels(begin * kPanel, last, depth, [&](int64_t channel, int64_t k) {
+        to[layout.place(steps, channel, k)] = from[channel * channel_stride + k * k_stride];
+      });
     });
   });
   return packed;
@@ -86,15 +104,16 @@ Tensor unpack_weight(const Tensor& packed, int64_t channels, int64_t depth) {
   const ScalarType dtype = packed.scalar_type();
   check_packed(packed, channels, depth, dtype, op);
   Tensor weight = empty_cpu({channels, depth}, dtype);
-  const int64_t step = step_of(dtype, op, "packed");
-  const PackedIndex index{divide_up(depth, step), step};
-  with_bits(dtype, [&](auto element) {
-    using Bits = decltype(element);
+  with_layout(dtype, [&](auto layout) {
+    using Bits = typename decltype(layout)::Bits;
+    const int64_t steps = divide_up(depth, layout.kStep);
     const Bits* from = static_cast<const Bits*>(packed.const_data_ptr());
     Bits* to = static_cast<Bits*>(weight.mutable_data_ptr());
-    torch::stable::parallel_for(0, channels, kPanel, [&](int64_t begin, int64_t end) {
-      for (int64_t channel = begin; channel < end; ++channel)
-        for (int64_t k = 0; k < depth; ++k) to[channel * depth + k] = from[index(channel, k)];
+    torch::stable::parallel_for(0, divide_up(channels, kPanel), 1, [&](int64_t begin, int64_t end) {
+      for_panels(begin * kPanel, std::min(end * kPanel, channels), depth,
+                 [&](int64_t channel, int64_t k) {
+                   to[channel * depth + k] = from[layout.place(steps, channel, k)];
+                 });
     });
   });
   return weight;

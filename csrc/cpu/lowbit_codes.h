@@ -4,8 +4,6 @@
 // channels x 4 bytes. Half a block, 32 input features, is 8 quads; its codes lie in rows of its
 // own: 8 of 8 bits, 4 of 4 bits, 2 of 2 bits, and for 3 bits one more row of top bits.
 #pragma once
-#include <type_traits>
-
 #include "cpu/isa/bytes.h"
 #include "cpu/isa/reload.h"
 #include "cpu/lowbit_gemm.h"
@@ -52,17 +50,6 @@ inline Bytes codes_of(Unit unit, int quad, int64_t channel) {
     const Bytes top = Bytes::load(unit.top + 4 * channel);
     return select(Bytes::set(4), quad < 2 ? top << (2 - quad) : top >> (quad - 2), code) &
            Bytes::set(7);
-  }
-}
-
-// Calls body(constant) where the constant's value is `bits`.
-template <class Body>
-inline void with_width(int64_t bits, const Body& body) {
-  switch (bits) {
-    case 2: return body(std::integral_constant<int, 2>{});
-    case 3: return body(std::integral_constant<int, 3>{});
-    case 4: return body(std::integral_constant<int, 4>{});
-    default: return body(std::integral_constant<int, 8>{});
   }
 }
 

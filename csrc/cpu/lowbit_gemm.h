@@ -5,6 +5,7 @@
 // fp32 multiply-add. Floating-point activations: codes are expanded to values, 64 x 64 at a time.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "common/activation.h"
 #include "common/types.h"
@@ -21,6 +22,17 @@ constexpr int64_t kIntegerBlock = 32;    // rows and channels of a block of tile
 constexpr int64_t kFewestTileRows = 17;
 
 enum class Element : int { f32, bf16, f16, i8 };
+
+// Calls body(constant) where the constant's value is `bits`.
+template <class Body>
+inline void with_width(int64_t bits, const Body& body) {
+  switch (bits) {
+    case 2: return body(std::integral_constant<int, 2>{});
+    case 3: return body(std::integral_constant<int, 3>{});
+    case 4: return body(std::integral_constant<int, 4>{});
+    default: return body(std::integral_constant<int, 8>{});
+  }
+}
 
 // Rows are contiguous; strides between rows in elements. A null pointer means "not given".
 struct LowbitParams {
