@@ -44,7 +44,9 @@ class Case:
 
     roof: the probe that its flops are held against; None for work that memory bounds.
     devices: where it runs. mode: of autograd, a key of MODES. share: how many times the usual time
-        a contender may take.
+        a contender may take. settle: seconds of quiet before a contender's turn, and a call of it that
+        is not timed, where contenders bring thread pools of their own: those spin for a while
+        after a call, on the cores of whoever is next.
     """
 
     op: str
@@ -58,6 +60,7 @@ class Case:
     devices: tuple[str, ...] = ("cpu", "cuda")
     mode: str = "no grad mode"
     share: float = 1.0
+    settle: float = 0.0
 
     @property
     def group(self) -> str:

@@ -17,6 +17,7 @@ FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
 FEWEST_LONG_ROUNDS = 3  # of calls that take their whole share: noise averages out within them
 SLICE, MOST_CALLS = 5e-4, 1000  # seconds: short calls are timed together
 SLOWEST = 5  # a peer whose one call takes this many times a contender's share is left out
+WAKING = 5  # calls up to so many times the time of quiet are made once before they are timed
 FLUSH_BYTES = 1 << 28  # larger than any L2
 Timer = Callable[[Callable[[], object], int], float]
 
@@ -70,13 +71,17 @@ def cuda_timer() -> Timer:
 
 
 def interleaved(
-    runs: dict[str, Callable[[], object]], timer: Timer, share: float, once: dict[str, float]
+    runs: dict[str, Callable[[], object]],
+    timer: Timer,
+    share: float,
+    once: dict[str, float],
+    settle: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds per call of every round of every contender.
 
     share: seconds that each may take in all, as far as the fewest rounds allow. Slow contenders sit out
         rounds, evenly spread, instead of keeping the others waiting.
-    once: seconds of a call of each, roughly.
+    once: seconds of a call of each, roughly. settle: see `Case`; longer calls wake themselves.
     """
     calls, wanted = {}, {}
     for name in runs:
@@ -91,6 +96,10 @@ def interleaved(
         names = list(runs) if i % 2 == 0 else list(reversed(runs))
         for name in names:
             if (i + 1) * wanted[name] // total > i * wanted[name] // total:
+                if settle:
+                    time.sleep(settle)
+                    if once[name] < WAKING * settle:
+                        runs[name]()
                 seconds[name].append(timer(runs[name], calls[name]))
     return seconds
 
@@ -133,6 +142,6 @@ def measure(
                 outcome.skipped = f"one call takes {once[name]:.2g} s"
             else:
                 timed[name] = work.runs[name]
-        for name, seconds in interleaved(timed, timer, share, once).items():
+        for name, seconds in interleaved(timed, timer, share, once, case.settle).items():
             outcomes[name].seconds = seconds
     return outcomes, work

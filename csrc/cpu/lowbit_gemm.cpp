@@ -183,7 +183,9 @@ class Launch {
     float* sums = finishes() ? pieces.take<float>(rows_ * p.sums_stride()) : nullptr;
 
     if (p.integer() || p.x_type == Element::f16)
-      run_rows([&](int64_t begin, int64_t end) { stage_(p, begin, end, rows.from(p, begin)); });
+      run_rows(p.in_features, [&](int64_t begin, int64_t end) {
+        stage_(p, begin, end, rows.from(p, begin));
+      });
     constexpr int64_t kTasksPerThread = 16;
     const RowSplit split = split_rows(rows_, unit(), block_rows(), 1);
     const int64_t panels = p.panels();
@@ -198,7 +200,7 @@ class Launch {
                kernel_scratch_of_thread());
     });
     if (sums)
-      run_rows([&](int64_t begin, int64_t end) {
+      run_rows(p.out_features, [&](int64_t begin, int64_t end) {
         finish_(p, begin, end, sums + begin * p.sums_stride());
       });
   }
@@ -241,8 +243,9 @@ class Launch {
   }
 
   template <class Body>
-  void run_rows(const Body& body) const {
-    constexpr int64_t kRows = 8;
+  void run_rows(int64_t columns, const Body& body) const {
+    constexpr int64_t kRows = 8, kWorthTwoThreads = 16 * 1024;  // elements: 2 to 4 us of one core
+    if (rows_ * columns < kWorthTwoThreads) return body(0, rows_);
     run_tasks(divide_up(rows_, kRows), threads_, [&](int64_t task, int64_t) {
       body(task * kRows, std::min(rows_, (task + 1) * kRows));
     });

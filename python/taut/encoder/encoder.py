@@ -162,7 +162,8 @@ class Encoder(Pretrained):
         mode = self.settings.pooling if pooling is None else pooling
         check_choice(op, "pooling", mode, MODES)
         normalize = self.settings.normalize if normalize is None else bool(normalize)
-        self.eval()
+        if self.training:
+            self.eval()
         with torch.inference_mode(False):  # a plain tensor, that may be trained on
             out = _results(count, self.config.hidden_size)
         done = 0
