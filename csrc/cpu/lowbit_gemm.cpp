@@ -183,9 +183,8 @@ class Launch {
     float* sums = finishes() ? pieces.take<float>(rows_ * p.sums_stride()) : nullptr;
 
     if (p.integer() || p.x_type == Element::f16)
-      run_rows(p.in_features, [&](int64_t begin, int64_t end) {
-        stage_(p, begin, end, rows.from(p, begin));
-      });
+      run_rows(p.in_features,
+               [&](int64_t begin, int64_t end) { stage_(p, begin, end, rows.from(p, begin)); });
     constexpr int64_t kTasksPerThread = 16;
     const RowSplit split = split_rows(rows_, unit(), block_rows(), 1);
     const int64_t panels = p.panels();
