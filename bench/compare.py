@@ -4,8 +4,9 @@ A contender of taut regressed if its median grew by more than max(5 %, noise), a
 own change of speed is taken out. That change is what happened to the peers of the same group, which
 were measured in turns with it and whose code did not change: the median of new / old over those of
 the same version. A group without such peers takes the change of the probed roof it is held against.
-Noise is the spread (interquartile range over median) of all that went into the number, combined as
-independent errors are.
+Noise is twice the spread (interquartile range over median) of all that went into the number, and how
+unevenly the machine changed from group to group, combined as independent errors are: where its speed
+came and went during a run, no group can be told apart by less than that.
 """
 
 import math
@@ -17,6 +18,7 @@ from taut.bench.record import Record, Row
 from taut.text_io import InputError
 
 FLOOR = 0.05
+FEWEST_GROUPS = 8
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,15 @@ def _machine(pairs: list[tuple[Row, Row]], roof: str, old: Record, new: Record):
     return 1.0, 0.0
 
 
+def _unevenness(factors: list[float]) -> float:
+    """How much the machine's change differs between groups: their median distance from the median,
+    scaled to a standard deviation. Few groups say nothing of it."""
+    if len(factors) < FEWEST_GROUPS:
+        return 0.0
+    middle = statistics.median(factors)
+    return 1.4826 * statistics.median(abs(f / middle - 1) for f in factors)
+
+
 def require_same_machine(old: dict, new: dict) -> None:
     """InputError unless two machine_infos are of one device, used alike."""
     for name in ("device", "threads", "clock"):
@@ -68,9 +79,13 @@ def changes(old: Record, new: Record) -> Iterator[Change]:
     ]
     if not any(row.role == "taut" for pairs in common for _, row in pairs):
         raise InputError("cannot compare: the old record has none of the cases of this run")
-    for pairs in common:
-        for a, b in pairs:
-            if b.role == "taut":
-                machine, spread = _machine(pairs, b.roof or b.bandwidth, old, new)
-                noise = max(FLOOR, math.hypot(_spread([a, b]), spread))
-                yield Change(b, machine, b.median / a.median / machine, noise)
+    measured = [
+        (a, b, *_machine(pairs, b.roof or b.bandwidth, old, new))
+        for pairs in common
+        for a, b in pairs
+        if b.role == "taut"
+    ]
+    uneven = _unevenness([machine for *_, machine, _ in measured])
+    for a, b, machine, spread in measured:
+        noise = max(FLOOR, 2 * math.hypot(_spread([a, b]), spread, uneven))
+        yield Change(b, machine, b.median / a.median / machine, noise)

@@ -73,6 +73,16 @@ def test_what_the_spread_covers_is_noise(old):
     assert regressed(old, new) == []
 
 
+def test_a_machine_of_uneven_speed_hides_what_is_smaller(old):
+    new, groups = bench_records.document(), sorted({b["group"] for b in old["benchmarks"]})
+    for benchmark in new["benchmarks"]:
+        factor = 1.2 if groups.index(benchmark["group"]) % 2 else 0.8
+        for name in ("median", "iqr", "q1", "q3", "min", "max"):
+            benchmark["stats"][name] *= factor
+    assert regressed(old, scaled(new, 1.2, NORM)) == []
+    assert len(regressed(old, scaled(new, 4.0, NORM))) == 2
+
+
 @pytest.mark.parametrize("name, value", [("device", "other-4-cores"), ("threads", 4)])
 def test_other_machines_are_refused(old, name, value):
     new = bench_records.document()
