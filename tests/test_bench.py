@@ -201,6 +201,20 @@ def test_openvino_takes_padded_batches(monkeypatch):
     )
 
 
+def test_contenders_settle_and_short_ones_are_woken():
+    made = []
+    runs = {name: lambda name=name: made.append(name) for name in ("short", "long")}
+
+    def timer(run, calls):
+        made.append("timed")
+        return 1e-3
+
+    once = {"short": 1e-3, "long": 1.0}
+    runner.interleaved(runs, timer, share=1e-9, once=once, settle=1e-3)
+    assert made.count("timed") == 2 * runner.FEWEST_LONG_ROUNDS
+    assert made.count("short") == runner.FEWEST_LONG_ROUNDS and "long" not in made
+
+
 def test_encoders_have_cases():
     from taut.bench import encode
 

@@ -237,11 +237,7 @@ Tensor packed_linear_layer_norm(const Tensor& x, const Tensor& packed,
     run_blocks(launch, [&](const GemmBlock& block) {
       sums_kernel(p, block, sums + block.row_begin * stride);
     });
-    constexpr int64_t kNormRows = 8,
-                      kWorthTwoThreads = 16 * 1024;  // elements: 2 to 4 us of one core
-    const int64_t threads = launch.rows * stride < kWorthTwoThreads ? 1 : launch.threads;
-    run_tasks(divide_up(launch.rows, kNormRows), threads, [&](int64_t task, int64_t) {
-      const int64_t begin = task * kNormRows, end = std::min(launch.rows, begin + kNormRows);
+    parallel_rows(launch.rows, stride, [&](int64_t begin, int64_t end) {
       norm_kernel(p, begin, end, sums + begin * stride);
     });
   } else {

@@ -183,8 +183,9 @@ class Launch {
     float* sums = finishes() ? pieces.take<float>(rows_ * p.sums_stride()) : nullptr;
 
     if (p.integer() || p.x_type == Element::f16)
-      run_rows(p.in_features,
-               [&](int64_t begin, int64_t end) { stage_(p, begin, end, rows.from(p, begin)); });
+      parallel_rows(rows_, p.in_features, [&](int64_t begin, int64_t end) {
+        stage_(p, begin, end, rows.from(p, begin));
+      });
     constexpr int64_t kTasksPerThread = 16;
     const RowSplit split = split_rows(rows_, unit(), block_rows(), 1);
     const int64_t panels = p.panels();
@@ -195,11 +196,11 @@ class Launch {
       const int64_t block = task / groups, group = task % groups, begin = split.begin(block);
       multiply(LowbitBlock{begin, split.begin(block + 1), panels * group / groups,
                            panels * (group + 1) / groups},
-               rows.from(params, begin), sums ? sums + begin * p.sums_stride() : nullptr,
+               rows.from(p, begin), sums ? sums + begin * p.sums_stride() : nullptr,
                kernel_scratch_of_thread());
     });
     if (sums)
-      run_rows(p.out_features, [&](int64_t begin, int64_t end) {
+      parallel_rows(rows_, p.out_features, [&](int64_t begin, int64_t end) {
         finish_(p, begin, end, sums + begin * p.sums_stride());
       });
   }
@@ -239,15 +240,6 @@ class Launch {
                 const LowbitScratch& scratch) {
     if (multiply_(params, block, rows, sums, scratch))
       tiles_.store(true, std::memory_order_relaxed);
-  }
-
-  template <class Body>
-  void run_rows(int64_t columns, const Body& body) const {
-    constexpr int64_t kRows = 8, kWorthTwoThreads = 16 * 1024;  // elements: 2 to 4 us of one core
-    if (rows_ * columns < kWorthTwoThreads) return body(0, rows_);
-    run_tasks(divide_up(rows_, kRows), threads_, [&](int64_t task, int64_t) {
-      body(task * kRows, std::min(rows_, (task + 1) * kRows));
-    });
   }
 
   void set_codebook(const Tensor& codebook) {

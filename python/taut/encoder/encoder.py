@@ -162,7 +162,7 @@ class Encoder(Pretrained):
         mode = self.settings.pooling if pooling is None else pooling
         check_choice(op, "pooling", mode, MODES)
         normalize = self.settings.normalize if normalize is None else bool(normalize)
-        if self.training:
+        if any(module.training for module in self.modules()):
             self.eval()
         with torch.inference_mode(False):  # a plain tensor, that may be trained on
             out = _results(count, self.config.hidden_size)
