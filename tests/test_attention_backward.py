@@ -6,7 +6,16 @@ import pytest
 import torch
 
 import taut
-from attention_cases import DTYPES, HEADS, LENGTHS, OPTIONS, arguments, plain_attention, random_qkv
+from attention_cases import (
+    DTYPES,
+    HEADS,
+    LENGTHS,
+    OPTIONS,
+    arguments,
+    clear_of_kinks,
+    plain_attention,
+    random_qkv,
+)
 from helpers import assert_close_by_comparison, cu_seqlens_of
 from taut._native import last_variant
 from taut.reference import attention as reference
@@ -59,8 +68,8 @@ def gradient_case(option, dtype, head_dim=24, heads_kv=1, lengths=LENGTHS):
     """q, k, v, their gradients' seed, cu_seqlens, then the gradients of plain torch at `dtype` and
     of the reference in fp64, which also gives those of the biases."""
     q, k, v = random_qkv(lengths, lengths, HEADS, heads_kv, head_dim, dtype)
-    grad, cu = torch.randn_like(q), cu_seqlens_of(lengths)
-    options = arguments(OPTIONS[option], head_dim)
+    cu, options = cu_seqlens_of(lengths), arguments(OPTIONS[option], head_dim)
+    grad = clear_of_kinks(torch.randn_like(q), q, k, v, cu, cu, *options)
     tensors = leaves(q, k, v)
     plain_attention(*tensors, cu, cu, *options).backward(grad)
     wide = [t.double() for t in (q, k, v)]
