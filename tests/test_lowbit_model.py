@@ -222,6 +222,9 @@ def test_module_keeps_its_dtypes_and_loads_state():
     assert not torch.equal(other(x), want)
     other.load_state_dict(linear.state_dict())
     assert torch.equal(other(x), want)
+    other.eval()
+    other.bias, other.channel_scale = torch.zeros(40), linear.channel_scale / 2
+    torch.testing.assert_close(other(x), (want - linear.bias) / 2, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("activation_bits", (8, 0))

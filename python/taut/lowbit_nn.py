@@ -1,18 +1,24 @@
 """The module that holds a low-bit weight."""
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch.nn import functional
 
+from taut import registry
 from taut.formats import LowbitWeight
+from taut.ops._call import call
 from taut.ops.activation import bias_activation
 from taut.ops.dense_gemm import pack_weight, packed_linear
-from taut.ops.lowbit_gemm import lowbit_linear, lowbit_linear_layer_norm, lowbit_linear_quantize
+from taut.ops.lowbit_gemm import operands_of
 from taut.ops.norm import layer_norm
 from taut.ops.quantize import kronecker, layer_norm_quantize, quantize_per_token
 from taut.reference._check import readable
 from taut.reference.quantize import hadamard_transform
+
+_LINEAR = registry.OPS["lowbit_linear"]
+_LINEAR_QUANTIZE = registry.OPS["lowbit_linear_quantize"]
+_LINEAR_LAYER_NORM = registry.OPS["lowbit_linear_layer_norm"]
 
 
 class PackedModule(torch.nn.Module):
@@ -27,6 +33,11 @@ class PackedModule(torch.nn.Module):
 
     def _forget(self) -> None:
         self.__dict__.update(self.MADE_AT_FIRST_USE)
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, value)
+        if name not in self.MADE_AT_FIRST_USE and name != "training":
+            self._forget()
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, **self.MADE_AT_FIRST_USE}
@@ -53,6 +64,18 @@ def rows_of(ids: torch.Tensor, *tables: torch.Tensor) -> list[torch.Tensor]:
         value = int(next(i for i in ids.tolist() if not 0 <= i < rows))
         raise ValueError(f"input_ids must be in [0, {rows}), got {value}")
     return [table.index_select(0, ids) for table in tables]
+
+
+class _Facts(NamedTuple):
+    """What every call asks of a `LowbitLinear`, gathered once: small batches would wait for it."""
+
+    operands: tuple  # of the ops, between x_scale and the epilogue
+    adds: bool  # sparse or low-rank parts
+    kronecker: bool  # is applied to a floating-point x, which is then
+    direct: bool  # an argument of the ops as it is
+    migrates: bool  # channel_scale is there
+    x_zero_point: float
+    takes_integers: bool
 
 
 class LowbitLinear(PackedModule):
@@ -83,6 +106,7 @@ class LowbitLinear(PackedModule):
 
     MADE_AT_FIRST_USE: ClassVar[dict] = {
         "_weight": None,
+        "_facts_found": None,
         "_low_rank": None,
         "_migrated": (None, None),
     }
@@ -166,25 +190,51 @@ class LowbitLinear(PackedModule):
         return self._weight
 
     @property
-    def _adds(self) -> bool:
-        return self.sparse_value is not None or self.low_rank_up is not None
+    def _facts(self) -> _Facts:
+        if self._facts_found is None:
+            adds = self.sparse_value is not None or self.low_rank_up is not None
+            kronecker = self.kronecker_left is not None
+            turned = self.hadamard or kronecker
+            moved = self.channel_scale is not None or self.channel_shift is not None
+            absmax = self.grid == "absmax"
+            if self.activation_bits:
+                by_row = absmax and self.activation_group_size == 0
+                direct = by_row and self.activation_bits in (4, 8) and not (moved or self.hadamard)
+            else:
+                direct = not (moved or turned)
+            activation = {0: "none", 8: "int8"}.get(self.activation_bits, "int4")
+            self._facts_found = _Facts(
+                operands=operands_of(self.weight, None if adds else self.bias, activation),
+                adds=adds,
+                kronecker=kronecker and self.activation_bits > 0,
+                direct=direct,
+                migrates=self.channel_scale is not None,
+                x_zero_point=-0.5 if self.grid == "midrise" else 0.0,
+                takes_integers=self.activation_bits == 8 and absmax and not (turned or adds),
+            )
+        return self._facts_found
 
     @property
     def takes_integers(self) -> bool:
         """Whether a layer before it may hand it 8-bit integers, migrated by channel_scale and
         channel_shift, in place of floats."""
-        turned = self.hadamard or self.kronecker_left is not None or self._adds
-        return self.activation_bits == 8 and self.grid == "absmax" and not turned
+        return self._facts.takes_integers
+
+    @property
+    def migrates(self) -> bool:
+        """Whether integers that it takes must be migrated."""
+        return self._facts.migrates
 
     def migrated(self, norm: torch.nn.LayerNorm) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Scale and shift that make `norm` give this layer's h, if they differ from its own."""
-        if self.channel_scale is None:
+        if not self._facts.migrates:
             return None, None
-        made_from = (norm.weight.data_ptr(), norm.weight.dtype)
+        weight = norm.weight
+        made_from = (weight.data_ptr(), weight.dtype)
         if self._migrated[0] != made_from:
-            scale, shift = norm.weight.float(), norm.bias.float()
+            scale, shift = weight.float(), norm.bias.float()
             affine = (scale, shift - self.channel_shift)
-            affine = tuple((t * self.channel_scale).to(norm.weight.dtype) for t in affine)
+            affine = tuple((t * self.channel_scale).to(weight.dtype) for t in affine)
             self._migrated = (made_from, affine)
         return self._migrated[1]
 
@@ -201,15 +251,13 @@ class LowbitLinear(PackedModule):
 
     def _operand(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A float x and None as the low-bit ops take them, or integers and their scales."""
-        plain = self.channel_scale is None and self.channel_shift is None and not self.hadamard
-        if self.activation_bits == 0:
-            turned = not plain or self.kronecker_left is not None
-            return (self.prepare(x).to(x.dtype) if turned else x), None
-        if self.kronecker_left is not None:
+        facts = self._facts
+        if facts.kronecker:
             x = kronecker(x, self.kronecker_left.to(x.dtype), self.kronecker_right.to(x.dtype))
-        by_row = self.grid == "absmax" and self.activation_group_size == 0
-        if plain and by_row and self.activation_bits in (4, 8):
+        if facts.direct:
             return x, None
+        if self.activation_bits == 0:
+            return self.prepare(x).to(x.dtype), None
         return quantize_per_token(
             x,
             self.activation_bits,
@@ -219,10 +267,6 @@ class LowbitLinear(PackedModule):
             hadamard=self.hadamard,
             group_size=self.activation_group_size,
         )
-
-    @property
-    def _activation(self) -> str:
-        return {0: "none", 8: "int8"}.get(self.activation_bits, "int4")
 
     def _additions(self, x: torch.Tensor) -> torch.Tensor:
         """What the sparse and low-rank parts add, fp32; a row's result never depends on others."""
@@ -255,23 +299,16 @@ class LowbitLinear(PackedModule):
     ) -> torch.Tensor:
         """activation(x @ weight.T + bias) for x (total_tokens, in_features), floating point; or
         int8, prepared and quantized before, with x_scale and the dtype to give."""
+        facts, given = self._facts, x
         dtype = x.dtype if x_scale is None else out_dtype
-        operand = (x, x_scale) if x_scale is not None else self._operand(x)
-        adds = self._adds
-        out = lowbit_linear(
-            operand[0],
-            self.weight,
-            None if adds else self.bias,
-            activation=self._activation,
-            epilogue="none" if adds else activation,
-            x_scale=operand[1],
-            x_zero_point=-0.5 if self.grid == "midrise" else 0.0,
-            out_dtype=None if operand[1] is None else dtype,
-        )
-        if not adds:
+        if x_scale is None:
+            x, x_scale = self._operand(x)
+        epilogue = "none" if facts.adds else activation
+        out = call(_LINEAR, x, x_scale, *facts.operands, epilogue, None, facts.x_zero_point, dtype)
+        if not facts.adds:
             return out
         bias = None if self.bias is None else self.bias.to(dtype)
-        out = (out.float() + self._additions(x)).to(dtype)
+        out = (out.float() + self._additions(given)).to(dtype)
         return bias_activation(out, bias, activation)
 
     def quantized_forward(
@@ -284,21 +321,13 @@ class LowbitLinear(PackedModule):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What `forward` gives, quantized for `consumer`, which must take integers without
         migration: q int8 and scale."""
-        group_size = consumer.activation_group_size
-        if self._adds or self.grid == "midrise":
+        facts, group_size = self._facts, consumer.activation_group_size
+        if facts.adds or facts.x_zero_point:
             out = self(x, activation, x_scale=x_scale, out_dtype=out_dtype)
             return quantize_per_token(out, group_size=group_size)
         if x_scale is None:
             x, x_scale = self._operand(x)
-        return lowbit_linear_quantize(
-            x,
-            self.weight,
-            self.bias,
-            activation=self._activation,
-            epilogue=activation,
-            x_scale=x_scale,
-            out_group_size=group_size,
-        )
+        return call(_LINEAR_QUANTIZE, x, x_scale, *facts.operands, activation, 8, group_size)
 
     def residual_layer_norm(
         self,
@@ -312,29 +341,22 @@ class LowbitLinear(PackedModule):
     ):
         """norm(x @ weight.T + bias + residual); with a consumer that takes integers also q int8 and
         scale for it. There is no dropout: nothing here is trained."""
+        facts = self._facts
         affine = (None, None) if consumer is None else consumer.migrated(norm)
-        if self._adds or self.grid == "midrise":
+        scale, shift = norm.weight, norm.bias
+        if facts.adds or facts.x_zero_point:
             out = self(x, x_scale=x_scale, out_dtype=residual.dtype)
             shared = {"residual": residual, "eps": norm.eps}
             if consumer is None:
-                return layer_norm(out, norm.weight, norm.bias, **shared)
+                return layer_norm(out, scale, shift, **shared)
             return layer_norm_quantize(
-                out, norm.weight, norm.bias, quant_weight=affine[0], quant_bias=affine[1], **shared
+                out, scale, shift, quant_weight=affine[0], quant_bias=affine[1], **shared
             )
         if x_scale is None:
             x, x_scale = self._operand(x)
-        result = lowbit_linear_layer_norm(
-            x,
-            self.weight,
-            self.bias,
-            residual,
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            activation=self._activation,
-            x_scale=x_scale,
-            quantize=consumer is not None,
-            quant_weight=affine[0],
-            quant_bias=affine[1],
+        result = call(
+            _LINEAR_LAYER_NORM,
+            *(x, x_scale, *facts.operands, residual, scale, shift, norm.eps),
+            *(consumer is not None, *affine),
         )
         return result[0] if consumer is None else result

@@ -62,6 +62,14 @@ def unpack_lowbit(
     return call(_UNPACK, packed, bits, out_features, in_features)
 
 
+def operands_of(weight: LowbitWeight, bias: torch.Tensor | None, activation: str) -> tuple:
+    """What the three ops take between x_scale and their epilogue."""
+    return (
+        weight.packed, weight.scale, weight.zero_point, weight.codebook, bias,
+        weight.out_features, weight.bits, weight.group_size, _X_BITS[activation],
+    )  # fmt: skip
+
+
 def _operands(op, x, weight, bias, x_scale, activation) -> tuple:
     if not isinstance(weight, LowbitWeight):
         raise TypeError(f"{op}: weight must be a LowbitWeight, got {type(weight).__name__}")
@@ -70,10 +78,7 @@ def _operands(op, x, weight, bias, x_scale, activation) -> tuple:
     if activation not in _X_BITS:
         accepted = ", ".join(_X_BITS)
         raise ValueError(f"{op}: activation must be one of {accepted}, got {activation!r}")
-    return (
-        x, x_scale, weight.packed, weight.scale, weight.zero_point, weight.codebook, bias,
-        weight.out_features, weight.bits, weight.group_size, _X_BITS[activation],
-    )  # fmt: skip
+    return (x, x_scale, *operands_of(weight, bias, activation))
 
 
 def lowbit_linear(
