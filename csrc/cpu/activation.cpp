@@ -2,6 +2,7 @@
 #include "cpu/activation.h"
 
 #include "cpu/column_sums_launcher.h"
+#include "cpu/launchers.h"
 #include "cpu/tensor.h"
 
 namespace taut {
@@ -79,11 +80,15 @@ Tensor bias_activation(const Tensor& x, const Optional& bias, const std::string&
   return out;
 }
 
+}  // namespace
+
 Tensor bias_glu(const Tensor& x, const Optional& bias, const std::string& activation) {
   Tensor out = run_activation("bias_glu", x, bias, activation, true);
   bias_glu_variant.record();
   return out;
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor> bias_activation_backward(const Tensor& grad_out, const Tensor& x,
                                                     const Optional& bias,

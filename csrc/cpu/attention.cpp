@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/attention_arguments.h"
+#include "cpu/launchers.h"
 
 namespace taut {
 namespace {
@@ -69,15 +70,21 @@ void clear_rest(const AttentionParams& p, int64_t batch, int64_t element_bytes) 
     std::fill_n(p.logsumexp + h * p.total_q + used, rest, -INFINITY);
 }
 
-std::tuple<Tensor, Tensor> forward(AttentionParams& p, ScalarType dtype, int64_t batch,
-                                   AttentionKernel* kernel) {
-  Tensor out = empty_cpu({p.total_q, p.heads, p.head_dim}, dtype);
+// out: contiguous, of total_q * heads * head_dim elements. Returns the logsumexp.
+Tensor forward(AttentionParams& p, const Tensor& out, int64_t batch, AttentionKernel* kernel) {
   Tensor logsumexp = empty_cpu({p.heads, p.total_q}, ScalarType::Float);
   p.out = out.mutable_data_ptr();
   p.logsumexp = static_cast<float*>(logsumexp.mutable_data_ptr());
   run_forward(p, batch, kernel);
-  clear_rest(p, batch, dtype == ScalarType::Float ? 4 : 2);
-  return {out, logsumexp};
+  clear_rest(p, batch, out.scalar_type() == ScalarType::Float ? 4 : 2);
+  return logsumexp;
+}
+
+std::tuple<Tensor, Tensor> forward(AttentionParams& p, ScalarType dtype, int64_t batch,
+                                   AttentionKernel* kernel) {
+  Tensor out = empty_cpu({p.total_q, p.heads, p.head_dim}, dtype);
+  Tensor logsumexp = forward(p, out, batch, kernel);
+  return {std::move(out), std::move(logsumexp)};
 }
 
 std::tuple<Tensor, Tensor> varlen_attention(
@@ -122,6 +129,30 @@ std::tuple<Tensor, Tensor> varlen_attention_qkvpacked(
 }
 
 }  // namespace
+
+Tensor attention_of_rows(const Tensor& qkv, int64_t heads, const Tensor& cu_seqlens,
+                         const std::optional<Tensor>& alibi_slopes,
+                         const std::optional<Tensor>& relative_bias) {
+  const char* op = "varlen_attention_qkvpacked";
+  const int64_t hidden = qkv.size(1) / 3;
+  check(heads > 0 && qkv.size(1) == 3 * hidden && hidden % heads == 0, op,
+        "qkv must have 3 * heads * head_dim columns with ", heads, " heads, got ", shape_of(qkv));
+  AttentionParams p{};
+  p.total_q = qkv.size(0);
+  p.heads = p.heads_kv = heads;
+  p.head_dim = hidden / heads;
+  check_head_dim(p.head_dim, op, "qkv");
+  set_packed_parts(p, qkv, hidden, p.head_dim, nullptr, cu_seqlens, op);
+  const int64_t batch = cu_seqlens.size(0) - 1;
+  set_attention_options(
+      p, {std::nullopt, alibi_slopes, relative_bias, false, -1, -1, 0.0, std::nullopt, 0.0, 0},
+      batch, op);
+  Tensor out = empty_cpu({p.total_q, hidden}, qkv.scalar_type());
+  forward(p, out, batch, kernel_of(qkv.scalar_type(), op, "qkv"));
+  qkvpacked_variant.record();
+  return out;
+}
+
 }  // namespace taut
 
 STABLE_TORCH_LIBRARY_IMPL(taut, CPU, m) {

@@ -132,6 +132,21 @@ inline void set_attention_inputs(AttentionParams& p, const Tensor& q, const Tens
   p.cu_seqlens_k = cu_seqlens_k->const_data_ptr<int32_t>();
 }
 
+// q, k and v of a token lie `part_stride` apart, their heads `head_stride`; p has its sizes.
+inline void set_packed_parts(AttentionParams& p, const Tensor& qkv, int64_t part_stride,
+                             int64_t head_stride, const char* bias, const Tensor& cu_seqlens,
+                             const char* op) {
+  check_cu_seqlens(cu_seqlens, p.total_q, op, "cu_seqlens");
+  p.cu_seqlens_q = p.cu_seqlens_k = cu_seqlens.const_data_ptr<int32_t>();
+  const int64_t bytes = qkv.scalar_type() == ScalarType::Float ? 4 : 2;
+  const char* data = static_cast<const char*>(qkv.const_data_ptr());
+  AttentionInput* inputs[3] = {&p.q, &p.k, &p.v};
+  for (int64_t i = 0; i < 3; ++i)
+    *inputs[i] = {data + i * part_stride * bytes,
+                  bias ? bias + i * p.heads * p.head_dim * bytes : nullptr, qkv.stride(0),
+                  head_stride};
+}
+
 inline void set_packed_attention_inputs(AttentionParams& p, const Tensor& qkv,
                                         const std::optional<Tensor>& bias, const Tensor& cu_seqlens,
                                         const char* op) {
@@ -153,15 +168,7 @@ inline void set_packed_attention_inputs(AttentionParams& p, const Tensor& qkv,
     check(bias->is_contiguous(), op, "bias must be contiguous");
     bias_data = static_cast<const char*>(bias->const_data_ptr());
   }
-  check_cu_seqlens(cu_seqlens, p.total_q, op, "cu_seqlens");
-  p.cu_seqlens_q = p.cu_seqlens_k = cu_seqlens.const_data_ptr<int32_t>();
-  const int64_t bytes = qkv.scalar_type() == ScalarType::Float ? 4 : 2;
-  const char* data = static_cast<const char*>(qkv.const_data_ptr());
-  AttentionInput* inputs[3] = {&p.q, &p.k, &p.v};
-  for (int64_t i = 0; i < 3; ++i)
-    *inputs[i] = {data + i * qkv.stride(1) * bytes,
-                  bias ? bias_data + i * p.heads * p.head_dim * bytes : nullptr, qkv.stride(0),
-                  qkv.stride(2)};
+  set_packed_parts(p, qkv, qkv.stride(1), qkv.stride(2), bias_data, cu_seqlens, op);
 }
 
 }  // namespace taut

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/gemm_tasks.h"
+#include "cpu/launchers.h"
 #include "cpu/tensor.h"
 
 namespace taut {
@@ -186,6 +187,8 @@ void run_blocks(const Launch& launch, const Body& body) {
   });
 }
 
+}  // namespace
+
 Tensor packed_linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
                      int64_t out_features, const std::string& activation) {
   const char* op = "packed_linear";
@@ -255,7 +258,6 @@ Tensor packed_linear_layer_norm(const Tensor& x, const Tensor& packed,
   return out;
 }
 
-}  // namespace
 }  // namespace taut
 
 STABLE_TORCH_LIBRARY_IMPL(taut, CPU, m) {

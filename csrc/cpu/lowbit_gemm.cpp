@@ -4,6 +4,7 @@
 #include <string>
 #include <tuple>
 
+#include "cpu/launchers.h"
 #include "cpu/lowbit_arguments.h"
 #include "cpu/scratch.h"
 
@@ -279,6 +280,8 @@ class Launch {
   LowbitFinish* finish_ = TAUT_KERNEL(lowbit_finish);
 };
 
+}  // namespace
+
 Tensor lowbit_linear(const Tensor& x, const std::optional<Tensor>& x_scale, const Tensor& packed,
                      const Tensor& scale, const std::optional<Tensor>& zero_point,
                      const std::optional<Tensor>& codebook, const std::optional<Tensor>& bias,
@@ -365,7 +368,6 @@ std::tuple<Tensor, Tensor, Tensor> lowbit_linear_layer_norm(
   return {out, q, q_scale};
 }
 
-}  // namespace
 }  // namespace taut
 
 STABLE_TORCH_LIBRARY_IMPL(taut, CPU, m) {

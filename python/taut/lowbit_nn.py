@@ -221,6 +221,23 @@ class LowbitLinear(PackedModule):
         return self._facts.takes_integers
 
     @property
+    def direct(self) -> bool:
+        """Whether a floating-point x goes to the ops as it comes."""
+        return self._facts.direct and not self._facts.kronecker
+
+    @property
+    def quantizes_first(self) -> bool:
+        """Whether a floating-point x becomes integers before the ops."""
+        return self.activation_bits > 0 and not self._facts.direct
+
+    @property
+    def operands(self) -> tuple | None:
+        """What the ops take between x_scale and the epilogue, always the same object; None where
+        the layer is more than one of them."""
+        facts = self._facts
+        return None if facts.adds or facts.x_zero_point else facts.operands
+
+    @property
     def migrates(self) -> bool:
         """Whether integers that it takes must be migrated."""
         return self._facts.migrates
@@ -267,6 +284,11 @@ class LowbitLinear(PackedModule):
             hadamard=self.hadamard,
             group_size=self.activation_group_size,
         )
+
+    def integers(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """q and scale that the ops take in place of a float x, or None twice."""
+        operand = self._operand(x)
+        return (None, None) if operand[1] is None else operand
 
     def _additions(self, x: torch.Tensor) -> torch.Tensor:
         """What the sparse and low-rank parts add, fp32; a row's result never depends on others."""

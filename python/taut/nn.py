@@ -9,7 +9,7 @@ from taut.ops.activation import bias_activation
 from taut.ops.dense_gemm import pack_weight, packed_linear, packed_linear_layer_norm
 from taut.ops.norm import layer_norm
 
-_PACKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PACKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _optimizer_steps = 0  # of any optimizer: fused ones change weights without torch counting it
 
@@ -60,7 +60,7 @@ class Linear(torch.nn.Module):
             return None  # the compiler cannot follow the cache
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else weight.dtype
-        if dtype not in _PACKED_DTYPES:
+        if dtype not in PACKED_DTYPES:
             return None
         if torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in (x, weight, *others)

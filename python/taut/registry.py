@@ -250,6 +250,18 @@ OPS: dict[str, Op] = {
             refuses_grad=_ROUNDED,
         ),
         Op(
+            "encoder_layer",
+            "encoder_layer",
+            "(Tensor hidden, Tensor? q, Tensor? scale, Tensor cu_seqlens, Tensor? alibi_slopes, "
+            "Tensor? relative_bias, Tensor?[] qkv, Tensor?[] out, Tensor?[] up, Tensor?[] down, "
+            "int[] formats, Tensor?[] attention_norm, Tensor?[] output_norm, int heads, "
+            "str activation, bool glu, bool quantize_up, int inner_group_size, "
+            "float attention_eps, float output_eps, bool quantize) "
+            "-> (Tensor hidden, Tensor q, Tensor scale)",
+            triton=False,  # GPUs run ahead of Python
+            refuses_grad=_FOR_INFERENCE,
+        ),
+        Op(
             "pack_bits",
             "binary_gemm",
             "(Tensor x, Tensor? threshold=None, int rails=1, str tie='strict') -> Tensor",

@@ -1,6 +1,7 @@
 """The public models: sentence embeddings, and the three classic heads."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from tqdm import tqdm
@@ -34,8 +35,13 @@ def _results(count: int, columns: int) -> torch.Tensor:
 
 def _trains(module: torch.nn.Module) -> bool:
     """Whether it or a part of it is in training mode; `modules()` takes ten times as long."""
-    parts = module._modules.values()
-    return module.training or any(part is not None and _trains(part) for part in parts)
+    waiting = [module]
+    for part in waiting:
+        if part is not None:
+            if part.training:
+                return True
+            waiting += part._modules.values()
+    return False
 
 
 class Encoder(Pretrained):
@@ -173,13 +179,14 @@ class Encoder(Pretrained):
         with torch.inference_mode(False):  # a plain tensor, that may be trained on
             out = _results(count, self.config.hidden_size)
         done = 0
-        with tqdm(total=count, unit="text", disable=not show_progress) as progress:
+        with tqdm(total=count, unit="text") if show_progress else nullcontext() as progress:
             for batch in batches(flats, batch_tokens):
                 hidden, cu_seqlens = self._hidden(batch)
                 pooled = pool(hidden.float(), cu_seqlens, mode, normalize)
                 out[done : done + len(pooled)] = pooled
                 done += len(pooled)
-                progress.update(len(pooled))
+                if progress is not None:
+                    progress.update(len(pooled))
         return out
 
 

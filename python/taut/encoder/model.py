@@ -7,10 +7,12 @@ from torch.nn import functional
 
 from taut.encoder.binary import BinaryEmbedding, BinaryLayer
 from taut.encoder.config import EncoderConfig
+from taut.encoder.native_layer import NativeLayer
 from taut.nn import Linear
 from taut.ops.activation import bias_glu
 from taut.ops.attention import shared_plan, varlen_attention_qkvpacked
 from taut.ops.embedding import embed_layer_norm
+from taut.ops.encoder_layer import encoder_layer
 from taut.reference._check import check_tensor
 
 # Beyond this distance all tokens share a bucket of the relative position bias.
@@ -112,7 +114,7 @@ class Embeddings(torch.nn.Module):
         return hidden if self.projection is None else self.projection(hidden)
 
 
-class Layer(torch.nn.Module):
+class Layer(NativeLayer):
     """Attention and feed-forward network, each with residual and LayerNorm behind it."""
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -120,7 +122,7 @@ class Layer(torch.nn.Module):
         hidden, inner = config.hidden_size, config.intermediate_size
         self.glu = config.architecture.glu
         self.activation = config.activation
-        self.qkv_shape = (3, config.num_heads, hidden // config.num_heads)
+        self.heads = config.num_heads
         self.dropout = config.hidden_dropout
         self.attention_dropout = config.attention_dropout
         self.qkv = Linear(hidden, 3 * hidden)
@@ -131,9 +133,13 @@ class Layer(torch.nn.Module):
         self.output_norm = torch.nn.LayerNorm(hidden, eps=config.eps)
 
     def forward(self, hidden, cu_seqlens, alibi_slopes=None, relative_bias=None, plan=None):
+        native = self.native(hidden)
+        if native is not None:
+            biases = {"alibi_slopes": alibi_slopes, "relative_bias": relative_bias}
+            return encoder_layer(hidden, cu_seqlens, native.parts, **biases)[0]
         dropout = self.dropout if self.training else 0.0
         context = varlen_attention_qkvpacked(
-            self.qkv(hidden).view(-1, *self.qkv_shape),
+            self.qkv(hidden).unflatten(1, (3, self.heads, -1)),
             cu_seqlens,
             alibi_slopes=alibi_slopes,
             relative_bias=relative_bias,

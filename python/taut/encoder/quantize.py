@@ -158,7 +158,7 @@ class _Walk:
         layer = QuantizedLayer(layer)
         layer.qkv = self.linear(f"{name}.qkv", layer.qkv, hidden, norm)
         context = varlen_attention_qkvpacked(
-            layer.qkv(hidden).view(-1, *layer.qkv_shape),
+            layer.qkv(hidden).unflatten(1, (3, layer.heads, -1)),
             cu_seqlens,
             alibi_slopes=slopes,
             relative_bias=bias,

@@ -5,13 +5,19 @@ from typing import NamedTuple
 import torch
 
 from taut.encoder.model import Layer
+from taut.encoder.native_layer import (
+    LINEARS,
+    NORMS,
+    NativeLayer,
+    hands_integers_on,
+    takes_rows_of_integers,
+)
 from taut.lowbit_nn import PackedModule, rows_of
 from taut.nn import Linear, LowbitLinear
 from taut.ops.activation import bias_glu
 from taut.ops.attention import varlen_attention_qkvpacked
+from taut.ops.encoder_layer import encoder_layer
 from taut.ops.quantize import quantize_per_token
-
-LINEARS = ("qkv", "out", "up", "down")
 
 
 class Activations(NamedTuple):
@@ -37,15 +43,14 @@ def _layer_norm(linear, x, x_scale, residual, norm, consumer) -> Activations:
     """norm(linear(x) + residual), with integers for the consumer if it takes them per row."""
     if not isinstance(linear, LowbitLinear):
         return Activations(linear.residual_layer_norm(x, residual, norm))
-    fits = isinstance(consumer, LowbitLinear) and consumer.takes_integers
-    if not fits or consumer.activation_group_size:
+    if not takes_rows_of_integers(consumer):
         return Activations(linear.residual_layer_norm(x, residual, norm, x_scale=x_scale))
     return Activations(
         *linear.residual_layer_norm(x, residual, norm, x_scale=x_scale, consumer=consumer)
     )
 
 
-class QuantizedLayer(torch.nn.Module):
+class QuantizedLayer(NativeLayer):
     """A `Layer` with low-bit linears, where it has them; for inference.
 
     Args:
@@ -55,8 +60,8 @@ class QuantizedLayer(torch.nn.Module):
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.glu, self.activation = layer.glu, layer.activation
-        self.qkv_shape = layer.qkv_shape
-        for name in (*LINEARS, "attention_norm", "output_norm"):
+        self.heads = layer.heads
+        for name in (*LINEARS, *NORMS):
             setattr(self, name, getattr(layer, name))
         self._next: tuple[Linear | LowbitLinear, ...] = ()  # in a tuple: no module of this one
 
@@ -69,9 +74,21 @@ class QuantizedLayer(torch.nn.Module):
     ) -> Activations:
         if not isinstance(state, Activations):
             state = Activations(state)
+        consumer = self._next[0] if self._next else None
         parts = self._modules  # attributes of a Module take a third of a microsecond each
+        native = self.native(state.hidden, consumer)
+        if native is not None:
+            q, scale = state.q, state.scale
+            if q is None and isinstance(parts["qkv"], LowbitLinear):
+                q, scale = parts["qkv"].integers(state.hidden)
+            biases = {"alibi_slopes": alibi_slopes, "relative_bias": relative_bias}
+            result = encoder_layer(
+                *(state.hidden, cu_seqlens, native.parts),
+                **{"q": q, "scale": scale, "quantize": native.quantize, **biases},
+            )
+            return Activations(*result) if native.quantize else Activations(result[0])
         context = varlen_attention_qkvpacked(
-            _forward(parts["qkv"], state).view(-1, *self.qkv_shape),
+            _forward(parts["qkv"], state).unflatten(1, (3, self.heads, -1)),
             cu_seqlens,
             alibi_slopes=alibi_slopes,
             relative_bias=relative_bias,
@@ -80,7 +97,6 @@ class QuantizedLayer(torch.nn.Module):
         up, down = parts["up"], parts["down"]
         state = _layer_norm(parts["out"], context, None, state.hidden, parts["attention_norm"], up)
         inner, inner_scale = self._inner(up, down, state)
-        consumer = self._next[0] if self._next else None
         norm = parts["output_norm"]
         return _layer_norm(down, inner, inner_scale, state.hidden, norm, consumer)
 
@@ -88,8 +104,7 @@ class QuantizedLayer(torch.nn.Module):
         """What `down` multiplies: floats and None, or integers and their scales."""
         if self.glu:
             return bias_glu(_forward(up, state), activation=self.activation), None
-        chained = isinstance(up, LowbitLinear) and isinstance(down, LowbitLinear)
-        if not chained or not down.takes_integers or down.migrates:
+        if not hands_integers_on(up, down):
             return _forward(up, state, self.activation), None
         if state.q is None:
             return up.quantized_forward(state.hidden, self.activation, down)

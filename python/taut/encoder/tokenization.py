@@ -265,9 +265,8 @@ def _int32(name: str, row: Sequence[int], vocabulary: int, longest: int | None) 
         raise ValueError(f"{name} must have at least one id, got none")
     if longest is not None and values.size > longest:
         raise ValueError(f"{name} must have at most {longest} ids, got {values.size}")
-    outside = (values < 0) | (values >= vocabulary)
-    if outside.any():
-        at = int(outside.argmax())
+    if values.min() < 0 or values.max() >= vocabulary:
+        at = int(((values < 0) | (values >= vocabulary)).argmax())
         raise ValueError(f"{name} must be in [0, {vocabulary}), got {values[at]} at index {at}")
     return values.astype(np.int32)
 

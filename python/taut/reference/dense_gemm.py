@@ -48,8 +48,7 @@ def check_unpack_weight(packed, out_features, in_features):
     _check_packed("unpack_weight", packed, out_features, in_features, DTYPES)
 
 
-def check_packed_linear(x, packed, bias, out_features, activation):
-    op = "packed_linear"
+def check_packed_linear(x, packed, bias, out_features, activation, op="packed_linear"):
     check_tensor(op, "x", x, (None, None), "(total_tokens, in_features)", DTYPES)
     _check_packed(op, packed, out_features, x.shape[1], (x.dtype,))
     shape = (out_features,)

@@ -53,7 +53,7 @@ def _check_packed(op, packed, bits, out_features, in_features):
     check_tensor(op, "packed", packed, shape, meaning, (torch.uint8,))
 
 
-def _check_linear(
+def check_operands(
     op,
     x,
     x_scale,
@@ -107,7 +107,7 @@ def check_lowbit_linear(
     epilogue="none", residual=None, x_zero_point=0.0, out_dtype=None,
 ):  # fmt: skip
     op = "lowbit_linear"
-    _check_linear(
+    check_operands(
         op, x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size,
         x_bits,
     )  # fmt: skip
@@ -125,7 +125,7 @@ def check_lowbit_linear_quantize(
     epilogue="none", out_bits=8, out_group_size=0,
 ):  # fmt: skip
     op = "lowbit_linear_quantize"
-    _check_linear(
+    check_operands(
         op, x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size,
         x_bits,
     )  # fmt: skip
@@ -139,7 +139,7 @@ def check_lowbit_linear_layer_norm(
     residual, norm_weight, norm_bias, eps, quantize=False, quant_weight=None, quant_bias=None,
 ):  # fmt: skip
     op = "lowbit_linear_layer_norm"
-    _check_linear(
+    check_operands(
         op, x, x_scale, packed, scale, zero_point, codebook, bias, out_features, bits, group_size,
         x_bits,
     )  # fmt: skip

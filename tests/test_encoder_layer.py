@@ -1,0 +1,236 @@
+"""encoder_layer against its reference, and against the ops it is made of, to the bit."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import taut
+from attention_cases import DTYPES
+from encoder_models import save_alibi, save_random
+from helpers import assert_close_by_comparison, cu_seqlens_of
+from taut import qat
+from taut._native import last_variant
+from taut.encoder.native_layer import NativeLayer
+from taut.ops import encoder_layer as op
+from taut.reference import encoder_layer as reference
+
+LENGTHS = (3, 0, 1, 40, 17)
+TEXTS = ["the cat sat", "", "rain " * 60, "the quick model", "a"]
+
+
+def encoder_of(tmp_path, kind="bert", scheme=None, dtype=torch.float32):
+    if kind in ("mosaic", "jina"):
+        save_alibi(tmp_path / kind, kind)
+    else:
+        save_random(tmp_path / kind, kind, hidden_size=64, intermediate_size=256)
+    encoder = taut.Encoder.from_pretrained(tmp_path / kind, max_length=40, dtype=dtype)
+    return encoder.quantize(scheme, dtype=dtype) if scheme else encoder
+
+
+@pytest.fixture
+def natively(monkeypatch):
+    """How many layers ran as one op since the last call of it."""
+    runs = []
+    original = NativeLayer.native
+
+    def watched(self, *args):
+        found = original(self, *args)
+        runs.append(found is not None)
+        return found
+
+    monkeypatch.setattr(NativeLayer, "native", watched)
+
+    def count():
+        found = sum(runs)
+        runs.clear()
+        return found
+
+    return count
+
+
+@pytest.fixture
+def composed(monkeypatch):
+    """encode by the single ops."""
+
+    def run(encoder):
+        with monkeypatch.context() as patch:
+            patch.setattr(NativeLayer, "native", lambda *_: None)
+            return encoder.encode(TEXTS)
+
+    return run
+
+
+ENCODERS = (
+    ("bert", None), ("mpnet", None), ("mosaic", None), ("albert", None), ("bert-relu", "w8a8"),
+    ("bert", "w8a8"), ("mpnet", "w8a8"), ("mosaic", "w8a8-g0"), ("bert", "w4a8"),
+    ("bert", "ternary"), ("bert", "w4a16"), ("bert", "nf4"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind, scheme", ENCODERS)
+def test_gives_what_its_ops_give_one_by_one(isa, tmp_path, natively, composed, kind, scheme, dtype):
+    encoder = encoder_of(tmp_path, kind, scheme, dtype)
+    got = encoder.encode(TEXTS)
+    assert natively() == encoder.config.num_layers and last_variant("encoder_layer") == isa
+    assert torch.equal(got, composed(encoder))
+
+
+@pytest.mark.parametrize("scheme", ("w8a8-g0", "w4a16"))
+def test_layers_of_different_kinds(tmp_path, natively, composed, scheme):
+    """Dense beside low-bit linears, inside a layer and from layer to layer."""
+    parts = ("layers.0.up", "layers.1.qkv", "layers.1.down")
+    encoder = encoder_of(tmp_path).quantize(scheme, layers=dict.fromkeys(parts, "float"))
+    got = encoder.encode(TEXTS)
+    assert natively() == 2
+    assert torch.equal(got, composed(encoder))
+
+
+def call_of(encoder, layer=0, quantize=False):
+    """The op's arguments for random tokens."""
+    own = encoder.backbone.layers[layer].eval()
+    hidden = torch.randn(sum(LENGTHS) + 2, encoder.config.hidden_size)
+    hidden = hidden.to(own.output_norm.weight.dtype)
+    consumer = encoder.backbone.layers[1].qkv if quantize else None
+    with torch.no_grad():
+        parts = own.native(hidden, consumer).parts
+    q = scale = None
+    if quantize:
+        q, scale = own.qkv.integers(hidden)
+    cu_seqlens = cu_seqlens_of(LENGTHS)
+    slopes = encoder.backbone.alibi_slopes
+    return hidden, q, scale, cu_seqlens, slopes, None, *parts, quantize
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ("bert", "mosaic"))
+def test_reference_dense(isa, tmp_path, kind, dtype):
+    args = call_of(encoder_of(tmp_path, kind, dtype=dtype))
+    with torch.no_grad():
+        got, want = torch.ops.taut.encoder_layer(*args), reference.encoder_layer(*args)
+    inside = slice(0, sum(LENGTHS))
+    assert_close_by_comparison(got[0][inside], want[0][inside], want[0][inside], slack=16.0)
+    assert got[1].shape == want[1].shape == got[2].shape == want[2].shape == (0, 0)
+
+
+@pytest.mark.parametrize("scheme", ("w8a8", "ternary", "w8a8-g0"))
+def test_reference_of_integers(isa, tmp_path, scheme):
+    """The same integers but where a value lies beside the edge between two."""
+    args = call_of(encoder_of(tmp_path, scheme=scheme), quantize=True)
+    got, want = torch.ops.taut.encoder_layer(*args), reference.encoder_layer(*args)
+    torch.testing.assert_close(got[0], want[0], rtol=0.0, atol=0.05)
+    assert (got[0] - want[0]).abs().mean() < 1e-3
+    torch.testing.assert_close(got[2], want[2], rtol=0.02, atol=0.0)
+    difference = (got[1].int() - want[1].int()).abs()
+    assert difference.max() <= 3 and (difference > 0).float().mean() < 0.1
+
+
+def test_fakes(tmp_path):
+    for quantize, scheme in ((False, None), (True, "w8a8"), (False, "w8a8")):
+        args = call_of(encoder_of(tmp_path, scheme=scheme), quantize=quantize)
+        with torch.no_grad():
+            torch.library.opcheck(
+                torch.ops.taut.encoder_layer.default,
+                args,
+                test_utils=("test_schema", "test_faketensor"),
+            )
+
+
+def test_where_the_ops_run_one_by_one(tmp_path, natively):
+    encoder = encoder_of(tmp_path)
+    ids, cu = torch.randint(0, 80, (9,)), cu_seqlens_of((9,))
+
+    def count(model=encoder):
+        model(ids, cu)
+        return natively()
+
+    assert count() == 0  # gradients wanted
+    with torch.no_grad():
+        assert count() == 2
+        with torch.autocast("cpu", torch.bfloat16):
+            assert count() == 0
+        seen = []
+        hook = encoder.backbone.layers[0].qkv.register_forward_hook(lambda *_: seen.append(1))
+        assert count() == 1 and seen
+        hook.remove()
+        assert count() == 2
+        assert count(encoder.train()) == 0
+        encoder.eval()
+        compiled = torch.compile(encoder, backend="eager")
+        torch.testing.assert_close(compiled(ids, cu), encoder(ids, cu))
+        natively()
+        grouped = encoder.quantize("w4a8-g32")  # quantizes the context by groups
+        assert count(grouped) == 0
+        trainable = qat.prepare(encoder, "w8a8").eval()
+        assert count(trainable) == 0
+
+
+def test_changed_weights_are_seen(tmp_path, natively, composed):
+    encoder = encoder_of(tmp_path)
+    before = encoder.encode(TEXTS)
+    with torch.no_grad():
+        encoder.backbone.layers[1].up.weight.mul_(2)
+        encoder.backbone.layers[0].attention_norm.weight = torch.nn.Parameter(torch.rand(64))
+    after = encoder.encode(TEXTS)
+    assert not torch.equal(after, before) and torch.equal(after, composed(encoder))
+    with torch.no_grad():
+        encoder.backbone.layers[0].output_norm.bias.add_(1)
+        encoder.backbone.layers[1].down.bias = torch.nn.Parameter(torch.rand(64))
+    assert torch.equal(encoder.encode(TEXTS), composed(encoder))
+    quantized = encoder.quantize("w8a8")
+    quantized.encode(TEXTS)
+    quantized.backbone.layers[0].down.scale = 2 * quantized.backbone.layers[0].down.scale
+    assert torch.equal(quantized.encode(TEXTS), composed(quantized))
+    moved = quantized.to(torch.bfloat16)
+    assert torch.equal(moved.encode(TEXTS), composed(moved))
+    natively()
+    for again in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert torch.equal(again.encode(TEXTS), encoder.encode(TEXTS)) and natively() == 4
+
+
+def test_refuses_bad_arguments(tmp_path):
+    hidden, _, _, cu_seqlens, *_ = args = call_of(encoder_of(tmp_path))
+    parts = op.LayerParts(*args[6:-1])
+
+    def refused(
+        message, hidden=hidden, cu_seqlens=cu_seqlens, error=ValueError, options=None, **to
+    ):
+        with torch.no_grad(), pytest.raises(error, match=message):
+            op.encoder_layer(hidden, cu_seqlens, parts._replace(**to), **(options or {}))
+
+    refused(r"encoder_layer: hidden must be \(total_tokens, hidden_size\), got", hidden[0])
+    refused("encoder_layer: hidden must be a torch.Tensor, got None", None, error=TypeError)
+    refused("encoder_layer: cu_seqlens must not decrease", cu_seqlens=cu_seqlens.flip(0) - 61)
+    refused("encoder_layer: heads must divide hidden_size = 64, got 5", heads=5)
+    refused("encoder_layer: formats must be 4 numbers of each", formats=parts.formats[:15])
+    refused("encoder_layer: qkv must have 192 out_features, got 64", qkv=parts.out,
+            formats=(64, *parts.formats[1:]))  # fmt: skip
+    refused("encoder_layer, up: packed must be .* pack_weight of a", up=parts.down)
+    refused(r"encoder_layer: out must be \(packed, scale, zero_point, codebook, bias\), got 3",
+            out=parts.out[:3])  # fmt: skip
+    refused("encoder_layer: down must have a scale with low-bit weights, got None",
+            formats=(*parts.formats[:12], 64, 8, 0, 8))  # fmt: skip
+    refused(
+        "encoder_layer, output_norm: bias must be", output_norm=(None, hidden[0, :3], None, None)
+    )
+    refused("encoder_layer: attention_norm must be", attention_norm=())
+    refused("encoder_layer: activation must be one of", activation="swish")
+    refused("encoder_layer: inner_group_size must be one of -1, 0, 32", inner_group_size=5)
+    refused("encoder_layer: inner_group_size must be -1 unless", inner_group_size=0)
+    refused("encoder_layer: scale must be given with q", options={"q": hidden.to(torch.int8)})
+    refused("encoder_layer: alibi_slopes must be", options={"alibi_slopes": hidden})
+    integers = {"q": hidden.to(torch.int8), "scale": torch.ones(len(hidden), 1)}
+    refused("encoder_layer: q must be None with a dense qkv", options=integers)
+    trained = hidden.clone().requires_grad_()
+    with pytest.raises(ValueError, match="encoder_layer: hidden must be a tensor without gradient"):
+        op.encoder_layer(trained, cu_seqlens, parts)
+
+
+def test_empty_batch(isa, tmp_path):
+    for scheme in (None, "w8a8"):
+        encoder = encoder_of(tmp_path, scheme=scheme)
+        with torch.no_grad():
+            out = encoder(torch.zeros(0, dtype=torch.int64), cu_seqlens_of((0, 0)))
+        assert out.shape == (0, 64)
