@@ -73,6 +73,9 @@ CODES = pack_codes(torch.ones(16, 16, dtype=torch.uint8), 4)
 WEIGHT = LowbitWeight(CODES, torch.ones(16, 1), None, None, 4, 16)
 LOWBIT = {"x": INTEGERS, "weight": WEIGHT, "bias": VECTOR, "activation": "int8", "x_scale": SCALE}
 VALID |= {
+    "lowbit_embed_layer_norm": {
+        **VALID["embed_layer_norm"], "word": INTEGERS, "word_scale": SCALE,
+    },
     "quantize_per_token": {
         "x": X, "bits": 4, "grid": "midrise", "channel_scale": VECTOR, "channel_shift": VECTOR,
         "hadamard": False, "group_size": 0,

@@ -110,6 +110,72 @@ def test_optional_arguments(isa, given):
             torch.testing.assert_close(actual.double(), expected, atol=1e-4, rtol=1e-4)
 
 
+# ---- a word table of 8 bits
+
+
+def lowbit_inputs(tokens, columns, dtype):
+    """In the order of the op."""
+    ids, positions, types, word, *rest = inputs(tokens, columns, dtype)
+    codes, scale = taut.quantize_per_token(word)
+    return [ids.int(), positions, types, codes, scale, *rest]
+
+
+def lowbit_kernel(ids, positions, types, codes, scale, position, token_type, weight, norm_bias):
+    return taut.lowbit_embed_layer_norm(
+        ids, codes, scale, positions=positions, position=position, token_type_ids=types,
+        token_type=token_type, weight=weight, norm_bias=norm_bias, eps=EPS,
+    )  # fmt: skip
+
+
+def lowbit_plain(ids, positions, types, codes, scale, *rest):
+    return plain(ids, positions, types, (codes * scale).to(rest[-1].dtype), *rest)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", (8, 31, 387))
+def test_lowbit_forward(isa, columns, dtype):
+    args = lowbit_inputs(37, columns, dtype)
+    out = lowbit_kernel(*args)
+    assert last_variant("lowbit_embed_layer_norm") == isa
+    want = reference.lowbit_embed_layer_norm(*widened(args), EPS)
+    assert_close_by_comparison(out, lowbit_plain(*args), want)
+    bare = taut.lowbit_embed_layer_norm(args[0], *args[3:5], weight=args[7], eps=EPS)
+    nothing = (None, None), (None, None)
+    want = reference.lowbit_embed_layer_norm(
+        args[0], *nothing[0], *widened(args[3:5]), *nothing[1], args[7].double(), None, EPS
+    )
+    assert_close_by_comparison(bare, want.to(dtype), want)
+
+
+def test_lowbit_layouts_and_independence(isa):
+    args = lowbit_inputs(300, 135, torch.bfloat16)
+    out = lowbit_kernel(*args)
+    assert torch.equal(out[70:71], lowbit_kernel(*(t[70:71] for t in args[:3]), *args[3:]))
+    assert torch.equal(out, on_one_thread(lowbit_kernel, *args))
+    for change in (misaligned, strided_rows, far_rows):
+        changed = [*args[:3], change(args[3]), args[4], *map(change, args[5:7]), *args[7:]]
+        assert torch.equal(lowbit_kernel(*changed), out)
+    assert lowbit_kernel(*(t[:0] for t in args[:3]), *args[3:]).shape == (0, 135)
+    torch.library.opcheck(torch.ops.taut.lowbit_embed_layer_norm.default, (*args, EPS))
+
+
+def test_lowbit_refuses_bad_arguments():
+    args = lowbit_inputs(5, 4, torch.float32)
+    for index, value, message in (
+        (0, args[0] + 150, r"input_ids must be in \[0, 150\), got 1\d\d at index 0"),
+        (3, args[3].float(), "word must be int8, got float32"),
+        (4, args[4][:9], r"word_scale must be \(150, 1\), got \(9, 1\)"),
+        (5, args[5].half(), "position must be float32, got float16"),
+        (7, args[7][:3], r"weight must be \(4,\), got \(3,\)"),
+        (7, args[7].double(), "weight must be float32, bfloat16, float16, got float64"),
+    ):
+        with pytest.raises(ValueError, match=f"lowbit_embed_layer_norm: {message}"):
+            lowbit_kernel(*args[:index], value, *args[index + 1 :])
+
+
+# ----
+
+
 def test_nothing_depends_on_other_rows_or_threads(isa):
     args = inputs(300, 387, torch.bfloat16)
     out = kernel(*args)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import taut
 from helpers import cu_seqlens_of, strided_rows
 from taut.reference.dense_gemm import pack_weight
 from triton_helpers import DTYPES, assert_agrees, launch, reference, to_device
@@ -161,6 +162,23 @@ def test_embedding(dtype, tables):
     _, mean, rstd = assert_agrees("embed_layer_norm", *args, norm_bias, 1e-5)
     grad_out = normal(ROWS, 40, dtype=dtype)
     assert_agrees("embed_layer_norm_backward", grad_out, *args, mean, rstd)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tables", ("word", "all"))
+def test_lowbit_embedding(dtype, tables):
+    input_ids, positions = torch.randint(0, 50, (ROWS,)), torch.randint(0, 20, (ROWS,)).int()
+    word, word_scale = taut.quantize_per_token(normal(50, 40))
+    position, token_type = normal(20, 40, dtype=dtype), normal(3, 40, dtype=dtype)
+    weight, norm_bias = normal(2, 40, dtype=dtype)
+    args = {
+        "word": (input_ids, None, None, word, word_scale, None, None, weight, None),
+        "all": (
+            *(input_ids, positions, None, word, word_scale, position, token_type, weight),
+            norm_bias,
+        ),
+    }[tables]
+    assert_agrees("lowbit_embed_layer_norm", *args, 1e-5)
 
 
 def test_embedding_never_reads_outside_its_tables():

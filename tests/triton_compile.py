@@ -67,6 +67,8 @@ def embedding_calls(dtype):
     word, weight, mean = torch.randn(9, 384).to(dtype), torch.randn(384).to(dtype), torch.randn(40)
     tables = ids, ids, ids, word, word, word, weight
     launch("embed_layer_norm", *tables, weight, 1e-5)
+    codes, scales = torch.ones(50, 384, dtype=torch.int8), torch.ones(50, 1)
+    launch("lowbit_embed_layer_norm", *tables[:3], codes, scales, *tables[4:], weight, 1e-5)
     launch("embed_layer_norm_backward", torch.randn(40, 384).to(dtype), *tables, mean, mean)
 
 

@@ -16,9 +16,10 @@ from taut.triton_kernels.norm import load_row_vector, norm_gradient, normalize_r
 
 
 @triton.jit
-def _load_table_rows(table, ids, row, rows, column, columns, limit, stride):
-    """Rows table[ids] in fp32, (ROWS, BLOCK); NaN where an id is outside [0, limit), since the
-    device cannot refuse it and must not read there. Without ids every row is row 0."""
+def _load_table_rows(table, scale, ids, row, rows, column, columns, limit, stride):
+    """Rows table[ids] in fp32, (ROWS, BLOCK), times scale[ids] if there is one; NaN where an id is
+    outside [0, limit), since the device cannot refuse it and must not read there. Without ids every
+    row is row 0."""
     if ids is None:
         index = tl.zeros(row.shape, tl.int64)
     else:
@@ -26,30 +27,34 @@ def _load_table_rows(table, ids, row, rows, column, columns, limit, stride):
     inside = (index >= 0) & (index < limit)
     mask = inside[:, None] & (column < columns)[None, :]
     values = tl.load(table + index[:, None] * stride + column[None, :], mask, 0).to(tl.float32)
+    if scale is not None:
+        values *= tl.load(scale + index, inside, 0)[:, None]
     return tl.where(inside[:, None], values, float("nan"))
 
 
 @triton.jit
 def _load_embeddings(
-    input_ids, positions, token_type_ids, word, position, token_type,
+    input_ids, positions, token_type_ids, word, word_scale, position, token_type,
     row, rows, column, columns, words, position_rows, types,
     word_stride, position_stride, type_stride,
 ):  # fmt: skip
-    total = _load_table_rows(word, input_ids, row, rows, column, columns, words, word_stride)
+    total = _load_table_rows(
+        word, word_scale, input_ids, row, rows, column, columns, words, word_stride
+    )
     if position is not None:
         total += _load_table_rows(
-            position, positions, row, rows, column, columns, position_rows, position_stride
+            position, None, positions, row, rows, column, columns, position_rows, position_stride
         )
     if token_type is not None:
         total += _load_table_rows(
-            token_type, token_type_ids, row, rows, column, columns, types, type_stride
+            token_type, None, token_type_ids, row, rows, column, columns, types, type_stride
         )
     return total
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _embed_layer_norm_kernel(
-    input_ids, positions, token_type_ids, word, position, token_type,
+    input_ids, positions, token_type_ids, word, word_scale, position, token_type,
     weight, norm_bias, out, mean_out, rstd_out,
     rows, columns, words, position_rows, types,
     word_stride, position_stride, type_stride, eps,
@@ -59,7 +64,7 @@ def _embed_layer_norm_kernel(
     column = tl.arange(0, BLOCK)
     mask = (row < rows)[:, None] & (column < columns)[None, :]
     total = _load_embeddings(
-        input_ids, positions, token_type_ids, word, position, token_type,
+        input_ids, positions, token_type_ids, word, word_scale, position, token_type,
         row, rows, column, columns, words, position_rows, types,
         word_stride, position_stride, type_stride,
     )  # fmt: skip
@@ -92,7 +97,7 @@ def _embed_layer_norm_backward_kernel(
         row = program * PARTIAL + start + tl.arange(0, ROWS)
         mask = (row < rows)[:, None] & (column < columns)[None, :]
         total = _load_embeddings(
-            input_ids, positions, token_type_ids, word, position, token_type,
+            input_ids, positions, token_type_ids, word, None, position, token_type,
             row, rows, column, columns, words, position_rows, types,
             word_stride, position_stride, type_stride,
         )  # fmt: skip
@@ -115,23 +120,45 @@ def _table_rows(*tables):
     return tuple(0 if t is None else t.shape[0] for t in tables)
 
 
-@launcher
-def embed_layer_norm(
-    input_ids, positions, token_type_ids, word, position, token_type, weight, norm_bias, eps
-):
+def _embed(
+    input_ids, positions, token_type_ids, word, word_scale, position, token_type, weight,
+    norm_bias, eps, dtype,
+):  # fmt: skip
     word, position, token_type = map(row_strided, (word, position, token_type))
     rows, columns = input_ids.shape[0], word.shape[1]
-    out = word.new_empty((rows, columns))
+    out = word.new_empty((rows, columns), dtype=dtype)
     mean, rstd = (word.new_empty((rows,), dtype=torch.float32) for _ in range(2))
     if rows:
         tile = row_tile(columns)
         _embed_layer_norm_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
-            *map(vector, (input_ids, positions, token_type_ids)), word, position, token_type,
+            *map(vector, (input_ids, positions, token_type_ids)),
+            word, word_scale, position, token_type,
             vector(weight), vector(norm_bias), out, mean, rstd,
             rows, columns, *_table_rows(word, position, token_type),
             *map(row_stride, (word, position, token_type)), eps, **tile,
         )  # fmt: skip
     return out, mean, rstd
+
+
+@launcher
+def embed_layer_norm(
+    input_ids, positions, token_type_ids, word, position, token_type, weight, norm_bias, eps
+):
+    return _embed(
+        input_ids, positions, token_type_ids, word, None, position, token_type, weight, norm_bias,
+        eps, word.dtype,
+    )  # fmt: skip
+
+
+@launcher
+def lowbit_embed_layer_norm(
+    input_ids, positions, token_type_ids, word, word_scale, position, token_type, weight,
+    norm_bias, eps,
+):  # fmt: skip
+    return _embed(
+        input_ids, positions, token_type_ids, word, word_scale.contiguous(), position, token_type,
+        weight, norm_bias, eps, weight.dtype,
+    )[0]  # fmt: skip
 
 
 @launcher

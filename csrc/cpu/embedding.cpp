@@ -14,6 +14,7 @@ namespace {
 using Optional = std::optional<Tensor>;
 
 VariantRecord embed_variant("embed_layer_norm");
+VariantRecord lowbit_embed_variant("lowbit_embed_layer_norm");
 VariantRecord embed_backward_variant("embed_layer_norm_backward");
 
 // A table below this many rows is shared out by columns when its gradient is summed.
@@ -40,18 +41,17 @@ EmbeddingTable table_of(const Tensor& table, const Optional& ids) {
   return t;
 }
 
-// Checks every id against its table before anything is read through it.
-void check_embed(const char* op, const Tensor& input_ids, const Optional& positions,
-                 const Optional& token_type_ids, const Tensor& word, const Optional& position,
-                 const Optional& token_type, const Optional& weight, const Optional& norm_bias,
-                 EmbeddingTable* tables) {
+// Checks every id against its table before anything is read through it. All but `word` are `dtype`.
+void check_embed(const char* op, ScalarType dtype, const Tensor& input_ids,
+                 const Optional& positions, const Optional& token_type_ids, const Tensor& word,
+                 const Optional& position, const Optional& token_type, const Optional& weight,
+                 const Optional& norm_bias, EmbeddingTable* tables) {
   if (input_ids.dim() != 1)
     check(false, op, "input_ids must be (total_tokens,), got ", shape_of(input_ids));
   if (word.dim() != 2) check(false, op, "word must be (vocabulary, columns), got ", shape_of(word));
   const int64_t tokens = input_ids.size(0), columns = word.size(1);
-  const ScalarType dtype = word.scalar_type();
   check(columns > 0, op, "word must have at least one column");
-  check_table(word, columns, dtype, op, "word");
+  check_table(word, columns, word.scalar_type(), op, "word");
   check_indices(input_ids, tokens, word.size(0), op, "input_ids");
   tables[0] = table_of(word, input_ids);
 
@@ -74,33 +74,65 @@ void check_embed(const char* op, const Tensor& input_ids, const Optional& positi
   if (norm_bias) check_vector(*norm_bias, columns, dtype, op, "norm_bias");
 }
 
+EmbedRows* rows_kernel(ScalarType dtype, const char* op, const char* name) {
+  return float_kernel(dtype, op, name, TAUT_KERNEL(embed_rows_f32), TAUT_KERNEL(embed_rows_bf16),
+                      TAUT_KERNEL(embed_rows_f16));
+}
+
+// Everything but tables, word_scale, mean and rstd.
+Tensor run_embed(EmbedParams& p, EmbedRows* kernel, int64_t rows, int64_t columns, ScalarType dtype,
+                 const Optional& weight, const Optional& norm_bias, double eps) {
+  Tensor out = empty_cpu({rows, columns}, dtype);
+  p.weight = data_or_null(weight);
+  p.norm_bias = data_or_null(norm_bias);
+  p.out = out.mutable_data_ptr();
+  p.columns = columns;
+  p.eps = static_cast<float>(eps);
+  parallel_rows(rows, columns, [&](int64_t begin, int64_t end) {
+    kernel(p, thread_scratch(columns), begin, end);
+  });
+  return out;
+}
+
 std::tuple<Tensor, Tensor, Tensor> embed_layer_norm(
     const Tensor& input_ids, const Optional& positions, const Optional& token_type_ids,
     const Tensor& word, const Optional& position, const Optional& token_type,
     const Optional& weight, const Optional& norm_bias, double eps) {
   const char* op = "embed_layer_norm";
   const ScalarType dtype = word.scalar_type();
-  EmbedRows* kernel = float_kernel(dtype, op, "word", TAUT_KERNEL(embed_rows_f32),
-                                   TAUT_KERNEL(embed_rows_bf16), TAUT_KERNEL(embed_rows_f16));
+  EmbedRows* kernel = rows_kernel(dtype, op, "word");
   EmbedParams p{};
-  check_embed(op, input_ids, positions, token_type_ids, word, position, token_type, weight,
+  check_embed(op, dtype, input_ids, positions, token_type_ids, word, position, token_type, weight,
               norm_bias, p.tables);
-  const int64_t rows = input_ids.size(0), columns = word.size(1);
-  Tensor out = empty_cpu({rows, columns}, dtype);
+  const int64_t rows = input_ids.size(0);
   Tensor mean = empty_cpu({rows}, ScalarType::Float);
   Tensor rstd = empty_cpu({rows}, ScalarType::Float);
-  p.weight = data_or_null(weight);
-  p.norm_bias = data_or_null(norm_bias);
-  p.out = out.mutable_data_ptr();
   p.mean = floats_of(mean);
   p.rstd = floats_of(rstd);
-  p.columns = columns;
-  p.eps = static_cast<float>(eps);
-  parallel_rows(rows, columns, [&](int64_t begin, int64_t end) {
-    kernel(p, thread_scratch(columns), begin, end);
-  });
+  Tensor out = run_embed(p, kernel, rows, word.size(1), dtype, weight, norm_bias, eps);
   embed_variant.record();
   return {std::move(out), std::move(mean), std::move(rstd)};
+}
+
+Tensor lowbit_embed_layer_norm(const Tensor& input_ids, const Optional& positions,
+                               const Optional& token_type_ids, const Tensor& word,
+                               const Tensor& word_scale, const Optional& position,
+                               const Optional& token_type, const Tensor& weight,
+                               const Optional& norm_bias, double eps) {
+  const char* op = "lowbit_embed_layer_norm";
+  const ScalarType dtype = weight.scalar_type();
+  EmbedRows* kernel = rows_kernel(dtype, op, "weight");
+  check_dtype(word, ScalarType::Char, op, "word");
+  EmbedParams p{};
+  const Optional scale = weight;
+  check_embed(op, dtype, input_ids, positions, token_type_ids, word, position, token_type, scale,
+              norm_bias, p.tables);
+  check_rows(word_scale, word.size(0), 1, ScalarType::Float, op, "word_scale");
+  check(word_scale.is_contiguous(), op, "word_scale must be contiguous");
+  p.word_scale = static_cast<const float*>(word_scale.const_data_ptr());
+  Tensor out = run_embed(p, kernel, input_ids.size(0), word.size(1), dtype, scale, norm_bias, eps);
+  lowbit_embed_variant.record();
+  return out;
 }
 
 // The gradient of one table: tokens are sorted by table row, keeping their order (a counting
@@ -154,7 +186,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> embed_layer_norm_backward(
       float_kernel(dtype, op, "word", TAUT_KERNEL(embed_backward_block_f32),
                    TAUT_KERNEL(embed_backward_block_bf16), TAUT_KERNEL(embed_backward_block_f16));
   EmbedBackwardParams p{};
-  check_embed(op, input_ids, positions, token_type_ids, word, position, token_type, weight,
+  check_embed(op, dtype, input_ids, positions, token_type_ids, word, position, token_type, weight,
               std::nullopt, p.tables);
   const int64_t rows = input_ids.size(0), columns = word.size(1);
   check_rows(grad_out, rows, columns, dtype, op, "grad_out");
@@ -189,5 +221,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> embed_layer_norm_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(taut, CPU, m) {
   m.impl("embed_layer_norm", TORCH_BOX(&taut::embed_layer_norm));
+  m.impl("lowbit_embed_layer_norm", TORCH_BOX(&taut::lowbit_embed_layer_norm));
   m.impl("embed_layer_norm_backward", TORCH_BOX(&taut::embed_layer_norm_backward));
 }

@@ -21,10 +21,11 @@ constexpr int kEmbeddingTables = 3;  // word, position, token type
 // `scratch` holds one fp32 row.
 struct EmbedParams {
   EmbeddingTable tables[kEmbeddingTables];
+  const float* word_scale;  // of each word row, which is int8 then, or null
   const void* weight;
   const void* norm_bias;
   void* out;
-  float* mean;
+  float* mean;  // or null, with rstd
   float* rstd;
   int64_t columns;
   float eps;

@@ -8,27 +8,34 @@ namespace taut {
 namespace TAUT_ISA {
 namespace {
 
+inline int64_t row_of(const EmbeddingTable& table, int64_t token) {
+  if (!table.ids) return 0;
+  const int64_t at = token * table.id_stride;
+  return table.wide_ids ? static_cast<const int64_t*>(table.ids)[at]
+                        : static_cast<const int32_t*>(table.ids)[at];
+}
+
 template <class T>
 inline const T* table_row(const EmbeddingTable& table, int64_t token) {
   if (table.data == nullptr) return nullptr;
-  int64_t row = 0;
-  if (table.ids) {
-    const int64_t at = token * table.id_stride;
-    row = table.wide_ids ? static_cast<const int64_t*>(table.ids)[at]
-                         : static_cast<const int32_t*>(table.ids)[at];
-  }
-  return static_cast<const T*>(table.data) + row * table.stride;
+  return static_cast<const T*>(table.data) + row_of(table, token) * table.stride;
 }
 
 // Adds up the token's table rows into `row`; returns the lane-wise sum of it.
 template <class T>
-inline Vec sum_tables(const EmbeddingTable* tables, int64_t token, int64_t columns, float* row) {
-  const T* word = table_row<T>(tables[0], token);
+inline Vec sum_tables(const EmbeddingTable* tables, const float* word_scale, int64_t token,
+                      int64_t columns, float* row) {
+  const T* word = word_scale ? nullptr : table_row<T>(tables[0], token);
+  if (word_scale) {
+    const int8_t* codes = table_row<int8_t>(tables[0], token);
+    const float scale = word_scale[row_of(tables[0], token)];
+    for (int64_t c = 0; c < columns; ++c) row[c] = static_cast<float>(codes[c]) * scale;
+  }
   const T* position = table_row<T>(tables[1], token);
   const T* token_type = table_row<T>(tables[2], token);
   Vec total = Vec::zero();
   for_columns(columns, [&](int64_t c, int n) {
-    Vec v = load(word + c, n);
+    Vec v = word ? load(word + c, n) : load(row + c, n);
     if (position) v = v + load(position + c, n);
     if (token_type) v = v + load(token_type + c, n);
     store(v, row + c, n);
@@ -42,10 +49,12 @@ void embed_rows(const EmbedParams& p, float* row, int64_t begin, int64_t end) {
   const T* weight = static_cast<const T*>(p.weight);
   const T* norm_bias = static_cast<const T*>(p.norm_bias);
   for (int64_t r = begin; r < end; ++r) {
-    const Vec total = sum_tables<T>(p.tables, r, p.columns, row);
+    const Vec total = sum_tables<T>(p.tables, p.word_scale, r, p.columns, row);
     const Moments moments = moments_of(row, p.columns, total, false, p.eps);
-    p.mean[r] = moments.mean;
-    p.rstd[r] = moments.rstd;
+    if (p.mean) {
+      p.mean[r] = moments.mean;
+      p.rstd[r] = moments.rstd;
+    }
     write_normalized(row, p.columns, moments, weight, norm_bias,
                      static_cast<T*>(p.out) + r * p.columns);
   }
@@ -61,7 +70,7 @@ void embed_backward_block(const EmbedBackwardParams& p, float* row, int64_t bloc
 
   const int64_t end = (block + 1) * kSumRows < p.rows ? (block + 1) * kSumRows : p.rows;
   for (int64_t r = block * kSumRows; r < end; ++r) {
-    sum_tables<T>(p.tables, r, columns, row);
+    sum_tables<T>(p.tables, nullptr, r, columns, row);
     float* dtotal = p.dtotal + r * columns;
     norm_gradient(row, columns, {p.mean[r], p.rstd[r]}, false,
                   static_cast<const T*>(p.grad_out) + r * p.grad_out_stride, weight,

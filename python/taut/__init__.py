@@ -16,7 +16,7 @@ from taut.ops.binary_gemm import (
     unpack_bits,
 )
 from taut.ops.dense_gemm import pack_weight, packed_linear, packed_linear_layer_norm, unpack_weight
-from taut.ops.embedding import embed_layer_norm
+from taut.ops.embedding import embed_layer_norm, lowbit_embed_layer_norm
 from taut.ops.lowbit_gemm import (
     lowbit_linear,
     lowbit_linear_layer_norm,
@@ -45,6 +45,7 @@ __all__ = [
     "kronecker",
     "layer_norm",
     "layer_norm_quantize",
+    "lowbit_embed_layer_norm",
     "lowbit_linear",
     "lowbit_linear_layer_norm",
     "lowbit_linear_quantize",

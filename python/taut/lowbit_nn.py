@@ -1,4 +1,4 @@
-"""The module that holds a low-bit weight."""
+"""The modules that hold low-bit weights and tables."""
 
 from typing import ClassVar, NamedTuple
 
@@ -64,6 +64,25 @@ def rows_of(ids: torch.Tensor, *tables: torch.Tensor) -> list[torch.Tensor]:
         value = int(next(i for i in ids.tolist() if not 0 <= i < rows))
         raise ValueError(f"input_ids must be in [0, {rows}), got {value}")
     return [table.index_select(0, ids) for table in tables]
+
+
+class LowbitEmbedding(PackedModule):
+    """A table whose rows are integers of 8 bits: value = scale * code.
+
+    Args:
+        codes: (rows, columns), int8.
+        scale: (rows, 1), fp32; it stays fp32 with `.to(dtype)`.
+    """
+
+    def __init__(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+
+    @classmethod
+    def from_float(cls, table: torch.Tensor) -> "LowbitEmbedding":
+        """Each row rounded to 127 steps of its largest magnitude."""
+        return cls(*quantize_per_token(table.detach().float()))
 
 
 class _Facts(NamedTuple):

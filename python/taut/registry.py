@@ -150,6 +150,14 @@ OPS: dict[str, Op] = {
             "-> (Tensor out, Tensor mean, Tensor rstd)",
         ),
         Op(
+            "lowbit_embed_layer_norm",
+            "embedding",
+            "(Tensor input_ids, Tensor? positions, Tensor? token_type_ids, Tensor word, "
+            "Tensor word_scale, Tensor? position, Tensor? token_type, Tensor weight, "
+            "Tensor? norm_bias, float eps) -> Tensor",
+            refuses_grad=_ROUNDED,
+        ),
+        Op(
             "embed_layer_norm_backward",
             "embedding",
             "(Tensor grad_out, Tensor input_ids, Tensor? positions, Tensor? token_type_ids, "

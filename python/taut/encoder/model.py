@@ -8,10 +8,11 @@ from torch.nn import functional
 from taut.encoder.binary import BinaryEmbedding, BinaryLayer
 from taut.encoder.config import EncoderConfig
 from taut.encoder.native_layer import NativeLayer
+from taut.lowbit_nn import LowbitEmbedding
 from taut.nn import Linear
 from taut.ops.activation import bias_glu
 from taut.ops.attention import shared_plan, varlen_attention_qkvpacked
-from taut.ops.embedding import embed_layer_norm
+from taut.ops.embedding import embed_layer_norm, lowbit_embed_layer_norm
 from taut.ops.encoder_layer import encoder_layer
 from taut.reference._check import check_tensor
 
@@ -92,23 +93,23 @@ class Embeddings(torch.nn.Module):
             position = self.position.weight[self.position_offset :]
             if positions is None:
                 positions = positions_of(cu_seqlens, input_ids.shape[0])
-        ids, table = input_ids, self.word
-        if isinstance(table, torch.nn.Embedding):
-            table = table.weight
-        else:  # low-bit or signs: the rows of this batch are its table
-            table = table(ids, self.norm.weight.dtype)
-            ids = torch.arange(ids.shape[0], dtype=ids.dtype, device=ids.device)
-        hidden = embed_layer_norm(
-            ids,
-            table,
-            positions=positions,
-            position=position,
-            token_type_ids=token_type_ids,
-            token_type=None if self.token_type is None else self.token_type.weight,
-            weight=self.norm.weight,
-            norm_bias=self.norm.bias,
-            eps=self.norm.eps,
-        )
+        ids, word, norm = input_ids, self.word, self.norm
+        rest = {
+            "positions": positions,
+            "position": position,
+            "token_type_ids": token_type_ids,
+            "token_type": None if self.token_type is None else self.token_type.weight,
+            "weight": norm.weight,
+            "norm_bias": norm.bias,
+            "eps": norm.eps,
+        }
+        if isinstance(word, LowbitEmbedding):
+            hidden = lowbit_embed_layer_norm(ids, word.codes, word.scale, **rest)
+        elif isinstance(word, torch.nn.Embedding):
+            hidden = embed_layer_norm(ids, word.weight, **rest)
+        else:  # signs: the rows of this batch are its table
+            each = torch.arange(ids.shape[0], dtype=ids.dtype, device=ids.device)
+            hidden = embed_layer_norm(each, word(ids, norm.weight.dtype), **rest)
         if self.training:
             hidden = functional.dropout(hidden, self.dropout)
         return hidden if self.projection is None else self.projection(hidden)

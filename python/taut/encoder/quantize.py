@@ -15,10 +15,11 @@ import torch
 from tqdm import tqdm
 
 from taut.encoder.model import Backbone, Layer
-from taut.encoder.quantized import LINEARS, LowbitEmbedding, QuantizedLayer
+from taut.encoder.quantized import LINEARS, QuantizedLayer
 from taut.encoder.tokenization import TokenBatch, batches, check_texts
 from taut.folding import fold_shift_scale
 from taut.gptq import compensated
+from taut.lowbit_nn import LowbitEmbedding
 from taut.nn import Linear, LowbitLinear
 from taut.ops.activation import bias_glu
 from taut.ops.attention import varlen_attention_qkvpacked

@@ -1,4 +1,4 @@
-"""The encoder over low-bit weights: layers that hand integers on, and a quantized word table."""
+"""The encoder over low-bit weights: layers that hand integers on."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,10 @@ from taut.encoder.native_layer import (
     hands_integers_on,
     takes_rows_of_integers,
 )
-from taut.lowbit_nn import PackedModule, rows_of
 from taut.nn import Linear, LowbitLinear
 from taut.ops.activation import bias_glu
 from taut.ops.attention import varlen_attention_qkvpacked
 from taut.ops.encoder_layer import encoder_layer
-from taut.ops.quantize import quantize_per_token
 
 
 class Activations(NamedTuple):
@@ -109,27 +107,3 @@ class QuantizedLayer(NativeLayer):
         if state.q is None:
             return up.quantized_forward(state.hidden, self.activation, down)
         return up.quantized_forward(state.q, self.activation, down, state.scale, state.hidden.dtype)
-
-
-class LowbitEmbedding(PackedModule):
-    """A table whose rows are integers of 8 bits: value = scale * code.
-
-    Args:
-        codes: (rows, columns), int8.
-        scale: (rows, 1), fp32; it stays fp32 with `.to(dtype)`.
-    """
-
-    def __init__(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
-
-    @classmethod
-    def from_float(cls, table: torch.Tensor) -> "LowbitEmbedding":
-        """Each row rounded to 127 steps of its largest magnitude."""
-        return cls(*quantize_per_token(table.detach().float()))
-
-    def forward(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The rows (len(ids), columns) of ids, rounded to dtype once."""
-        codes, scale = rows_of(ids, self.codes, self.scale)
-        return (codes * scale).to(dtype)

@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from taut.encoder.checkpoint import SAFETENSORS, read_json, write_json
 from taut.encoder.packed_binary import BitEmbedding, replace_modules
 from taut.encoder.quantize import WORD_TABLE, connect
-from taut.encoder.quantized import LINEARS, LowbitEmbedding, QuantizedLayer
+from taut.encoder.quantized import LINEARS, QuantizedLayer
+from taut.lowbit_nn import LowbitEmbedding
 from taut.nn import LowbitLinear
 
 if TYPE_CHECKING:

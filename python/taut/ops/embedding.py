@@ -6,6 +6,7 @@ from taut import registry
 from taut.ops._call import call
 
 _EMBED = registry.OPS["embed_layer_norm"]
+_LOWBIT_EMBED = registry.OPS["lowbit_embed_layer_norm"]
 
 
 def embed_layer_norm(
@@ -47,6 +48,43 @@ def embed_layer_norm(
         norm_bias, eps,
     )  # fmt: skip
     return out
+
+
+def lowbit_embed_layer_norm(
+    input_ids: torch.Tensor,
+    word: torch.Tensor,
+    word_scale: torch.Tensor,
+    *,
+    positions: torch.Tensor | None = None,
+    position: torch.Tensor | None = None,
+    token_type_ids: torch.Tensor | None = None,
+    token_type: torch.Tensor | None = None,
+    weight: torch.Tensor,
+    norm_bias: torch.Tensor | None = None,
+    eps: float = 1e-12,
+) -> torch.Tensor:
+    """`embed_layer_norm` over a word table of 8 bits, whose rows are widened as they are added; for
+    inference.
+
+    Args:
+        input_ids, positions, position, token_type_ids, token_type, norm_bias, eps: as in
+            `embed_layer_norm`; tables and norm_bias in the dtype of weight.
+        word: (vocabulary, columns), int8. Rows may be strided.
+        word_scale: (vocabulary, 1), fp32: what a code of each row stands for, as
+            `quantize_per_token` gives it.
+        weight: (columns,), fp32, bf16 or fp16.
+
+    Returns:
+        (total_tokens, columns) in the dtype of weight.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came; an id outside
+            its table by its value and index.
+    """
+    return call(
+        _LOWBIT_EMBED, input_ids, positions, token_type_ids, word, word_scale, position,
+        token_type, weight, norm_bias, eps,
+    )  # fmt: skip
 
 
 def _setup(ctx, inputs, output):

@@ -3,7 +3,13 @@
 import torch
 
 from taut.reference import norm
-from taut.reference._check import REFERENCE_FLOATS, check_optional_tensor, check_tensor, readable
+from taut.reference._check import (
+    FLOATS,
+    REFERENCE_FLOATS,
+    check_optional_tensor,
+    check_tensor,
+    readable,
+)
 
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -22,9 +28,33 @@ def check_embed_layer_norm(
     input_ids, positions, token_type_ids, word, position, token_type, weight, norm_bias, eps
 ):
     op = "embed_layer_norm"
-    check_tensor(op, "input_ids", input_ids, (None,), "(total_tokens,)", _INTEGERS)
     check_tensor(op, "word", word, (None, None), "(vocabulary, columns)", REFERENCE_FLOATS)
-    columns, like = word.shape[1], (word.dtype,)
+    _check(
+        op, word.dtype, input_ids, positions, token_type_ids, word, position, token_type, weight,
+        norm_bias,
+    )  # fmt: skip
+
+
+def check_lowbit_embed_layer_norm(
+    input_ids, positions, token_type_ids, word, word_scale, position, token_type, weight,
+    norm_bias, eps,
+):  # fmt: skip
+    op = "lowbit_embed_layer_norm"
+    check_tensor(op, "word", word, (None, None), "(vocabulary, columns)", (torch.int8,))
+    shape = (word.shape[0], 1)
+    check_tensor(op, "word_scale", word_scale, shape, f"{shape}", (torch.float32,))
+    check_tensor(op, "weight", weight, word.shape[1:], f"({word.shape[1]},)", FLOATS)
+    _check(
+        op, weight.dtype, input_ids, positions, token_type_ids, word, position, token_type, weight,
+        norm_bias,
+    )  # fmt: skip
+
+
+def _check(
+    op, dtype, input_ids, positions, token_type_ids, word, position, token_type, weight, norm_bias
+):
+    check_tensor(op, "input_ids", input_ids, (None,), "(total_tokens,)", _INTEGERS)
+    columns, like = word.shape[1], (dtype,)
     for name, ids, table_name, table in (
         ("positions", positions, "position", position),
         ("token_type_ids", token_type_ids, "token_type", token_type),
@@ -74,6 +104,18 @@ def embed_layer_norm(
     wide_bias = None if norm_bias is None else norm_bias.to(total.dtype)
     out, _, mean, rstd = norm.layer_norm(total, None, None, wide_weight, wide_bias, eps, False)
     return out.to(word.dtype), mean, rstd
+
+
+def lowbit_embed_layer_norm(
+    input_ids, positions, token_type_ids, word, word_scale, position, token_type, weight,
+    norm_bias, eps,
+):  # fmt: skip
+    rows = word[input_ids].to(word_scale.dtype) * word_scale[input_ids]
+    each = torch.arange(len(rows), device=rows.device)
+    tables = (None if t is None else t.to(rows.dtype) for t in (position, token_type))
+    affine = (None if t is None else t.to(rows.dtype) for t in (weight, norm_bias))
+    args = each, positions, token_type_ids, rows, *tables, *affine, eps
+    return embed_layer_norm(*args)[0].to(weight.dtype)
 
 
 def embed_layer_norm_backward(
