@@ -138,6 +138,10 @@ class Layer(NativeLayer):
         if native is not None:
             biases = {"alibi_slopes": alibi_slopes, "relative_bias": relative_bias}
             return encoder_layer(hidden, cu_seqlens, native.parts, **biases)[0]
+        return self.one_by_one(hidden, cu_seqlens, alibi_slopes, relative_bias, plan)
+
+    def one_by_one(self, hidden, cu_seqlens, alibi_slopes=None, relative_bias=None, plan=None):
+        """`forward` by single ops."""
         dropout = self.dropout if self.training else 0.0
         context = varlen_attention_qkvpacked(
             self.qkv(hidden).unflatten(1, (3, self.heads, -1)),

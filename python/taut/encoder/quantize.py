@@ -252,4 +252,4 @@ def quantize(
             backbone.embeddings.word = LowbitEmbedding.from_float(backbone.embeddings.word.weight)
     backbone.requires_grad_(False)  # no gradient passes a low-bit linear
     quantized.quantization = {"scheme": scheme, "layers": dict(layers or {})}
-    return quantized.to(model.device, dtype)
+    return quantized.to(model.device, dtype).eval()

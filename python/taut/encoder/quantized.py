@@ -72,19 +72,29 @@ class QuantizedLayer(NativeLayer):
     ) -> Activations:
         if not isinstance(state, Activations):
             state = Activations(state)
-        consumer = self._next[0] if self._next else None
+        native = self.native(state.hidden, self._next[0] if self._next else None)
+        if native is None:
+            return self.one_by_one(state, cu_seqlens, alibi_slopes, relative_bias, plan)
+        q, scale = state.q, state.scale
+        if q is None and isinstance(self.qkv, LowbitLinear):
+            q, scale = self.qkv.integers(state.hidden)
+        result = encoder_layer(
+            state.hidden,
+            cu_seqlens,
+            native.parts,
+            q=q,
+            scale=scale,
+            alibi_slopes=alibi_slopes,
+            relative_bias=relative_bias,
+            quantize=native.quantize,
+        )
+        return Activations(*result) if native.quantize else Activations(result[0])
+
+    def one_by_one(
+        self, state: Activations, cu_seqlens, alibi_slopes=None, relative_bias=None, plan=None
+    ) -> Activations:
+        """`forward` by single ops."""
         parts = self._modules  # attributes of a Module take a third of a microsecond each
-        native = self.native(state.hidden, consumer)
-        if native is not None:
-            q, scale = state.q, state.scale
-            if q is None and isinstance(parts["qkv"], LowbitLinear):
-                q, scale = parts["qkv"].integers(state.hidden)
-            biases = {"alibi_slopes": alibi_slopes, "relative_bias": relative_bias}
-            result = encoder_layer(
-                *(state.hidden, cu_seqlens, native.parts),
-                **{"q": q, "scale": scale, "quantize": native.quantize, **biases},
-            )
-            return Activations(*result) if native.quantize else Activations(result[0])
         context = varlen_attention_qkvpacked(
             _forward(parts["qkv"], state).unflatten(1, (3, self.heads, -1)),
             cu_seqlens,
@@ -95,7 +105,7 @@ class QuantizedLayer(NativeLayer):
         up, down = parts["up"], parts["down"]
         state = _layer_norm(parts["out"], context, None, state.hidden, parts["attention_norm"], up)
         inner, inner_scale = self._inner(up, down, state)
-        norm = parts["output_norm"]
+        norm, consumer = parts["output_norm"], self._next[0] if self._next else None
         return _layer_norm(down, inner, inner_scale, state.hidden, norm, consumer)
 
     def _inner(self, up, down, state: Activations) -> tuple[torch.Tensor, torch.Tensor | None]:
