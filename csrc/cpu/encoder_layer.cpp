@@ -18,11 +18,13 @@ using Tensors = std::vector<Optional>;
 
 VariantRecord layer_variant("encoder_layer");
 
-// A linear layer. tensors: packed, scale, zero_point, codebook, bias; numbers: out_features, bits
-// (0: a dense weight), group_size, x_bits.
+// out_features, bits (0: a dense weight), group_size, x_bits, x_group_size.
+constexpr size_t kNumbers = 5;
+
+// A linear layer. tensors: packed, scale, zero_point, codebook, bias.
 struct Linear {
   const Tensors& tensors;
-  std::array<int64_t, 4> numbers;
+  std::array<int64_t, kNumbers> numbers;
 
   bool lowbit() const { return numbers[1] != 0; }
   const Tensor& packed() const { return *tensors[0]; }
@@ -49,24 +51,36 @@ Linear linear_of(const Tensors& tensors, const std::vector<int64_t>& formats, si
                  const char* name) {
   check(tensors.size() == 5 && tensors[0], kOp, name,
         " must be (packed, scale, zero_point, codebook, bias), got ", tensors.size(), " tensors");
-  const int64_t* n = formats.data() + 4 * index;
+  const int64_t* n = formats.data() + kNumbers * index;
   check(n[1] == 0 || tensors[1], kOp, name, " must have a scale with low-bit weights, got None");
-  return {tensors, {n[0], n[1], n[2], n[3]}};
+  return {tensors, {n[0], n[1], n[2], n[3], n[4]}};
 }
 
-Tensor multiply(const Linear& linear, const Rows& x, const std::string& activation) {
-  const auto& [out_features, bits, group_size, x_bits] = linear.numbers;
+// As the linear layer takes them: integers by groups of columns are made here, those of whole rows
+// by its own op.
+Rows given_to(const Linear& linear, const Rows& x) {
+  const int64_t x_bits = linear.numbers[3], x_group_size = linear.numbers[4];
+  if (!linear.lowbit() || x.q || x_group_size == 0) return x;
+  auto [q, scale] = quantize_per_token(x.floats, std::nullopt, std::nullopt, x_bits, "absmax",
+                                       false, x_group_size);
+  return {x.floats, std::move(q), std::move(scale)};
+}
+
+Tensor multiply(const Linear& linear, const Rows& rows, const std::string& activation) {
+  const auto& [out_features, bits, group_size, x_bits, x_group_size] = linear.numbers;
   if (!linear.lowbit())
-    return packed_linear(x.floats, linear.packed(), linear.bias(), out_features, activation);
+    return packed_linear(rows.floats, linear.packed(), linear.bias(), out_features, activation);
+  const Rows x = given_to(linear, rows);
   const Tensors& t = linear.tensors;
   return lowbit_linear(x.best(), x.scale, *t[0], *t[1], t[2], t[3], t[4], out_features, bits,
                        group_size, x_bits, activation, std::nullopt, 0.0, x.floats.scalar_type());
 }
 
-Rows multiply_and_normalize(const Linear& linear, const Rows& x, const Tensor& residual,
+Rows multiply_and_normalize(const Linear& linear, const Rows& rows, const Tensor& residual,
                             const Norm& norm, bool quantize) {
-  const auto& [out_features, bits, group_size, x_bits] = linear.numbers;
+  const auto& [out_features, bits, group_size, x_bits, x_group_size] = linear.numbers;
   const Tensors &t = linear.tensors, &n = norm.tensors;
+  const Rows x = given_to(linear, rows);
   if (!linear.lowbit())
     return {packed_linear_layer_norm(x.floats, t[0].value(), t[4], residual, n[0], n[1], norm.eps),
             std::nullopt, std::nullopt};
@@ -78,12 +92,13 @@ Rows multiply_and_normalize(const Linear& linear, const Rows& x, const Tensor& r
 }
 
 // The feed-forward network up to the layer `down`.
-Rows inner_of(const Linear& up, const Rows& x, const std::string& activation, bool glu,
+Rows inner_of(const Linear& up, const Rows& rows, const std::string& activation, bool glu,
               int64_t inner_group_size) {
-  if (glu) return {bias_glu(multiply(up, x, "none"), std::nullopt, activation), {}, {}};
-  if (inner_group_size < 0) return {multiply(up, x, activation), {}, {}};
-  const auto& [out_features, bits, group_size, x_bits] = up.numbers;
+  if (glu) return {bias_glu(multiply(up, rows, "none"), std::nullopt, activation), {}, {}};
+  if (inner_group_size < 0) return {multiply(up, rows, activation), {}, {}};
+  const auto& [out_features, bits, group_size, x_bits, x_group_size] = up.numbers;
   const Tensors& t = up.tensors;
+  const Rows x = given_to(up, rows);
   auto [q, scale] =
       lowbit_linear_quantize(x.best(), x.scale, *t[0], *t[1], t[2], t[3], t[4], out_features, bits,
                              group_size, x_bits, activation, 8, inner_group_size);
@@ -97,8 +112,8 @@ std::tuple<Tensor, Tensor, Tensor> encoder_layer(
     const Tensors& attention_norm, const Tensors& output_norm, int64_t heads,
     const std::string& activation, bool glu, bool quantize_up, int64_t inner_group_size,
     double attention_eps, double output_eps, bool quantize) {
-  check(formats.size() == 16, kOp, "formats must be 4 numbers of each of 4 linear layers, got ",
-        formats.size());
+  check(formats.size() == 4 * kNumbers, kOp,
+        "formats must be 5 numbers of each of 4 linear layers, got ", formats.size());
   check(attention_norm.size() == 4 && output_norm.size() == 4, kOp,
         "norms must be (weight, bias, quant_weight, quant_bias)");
   const Linear to_qkv = linear_of(qkv, formats, 0, "qkv"),

@@ -10,6 +10,12 @@ namespace taut {
 
 Tensor bias_glu(const Tensor& x, const std::optional<Tensor>& bias, const std::string& activation);
 
+std::tuple<Tensor, Tensor> quantize_per_token(const Tensor& x,
+                                              const std::optional<Tensor>& channel_scale,
+                                              const std::optional<Tensor>& channel_shift,
+                                              int64_t bits, const std::string& grid, bool hadamard,
+                                              int64_t group_size);
+
 Tensor packed_linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
                      int64_t out_features, const std::string& activation);
 

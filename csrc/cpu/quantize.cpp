@@ -2,6 +2,7 @@
 #include "cpu/quantize.h"
 
 #include "common/quantize_check.h"
+#include "cpu/launchers.h"
 #include "cpu/scratch.h"
 #include "cpu/tensor.h"
 
@@ -20,6 +21,8 @@ void check_x(const Tensor& x, const char* op) {
   check(x.size(1) > 0, op, "x must have at least one column, got ", shape_of(x));
   check(has_contiguous_rows(x), op, "x must have contiguous rows");
 }
+
+}  // namespace
 
 std::tuple<Tensor, Tensor> quantize_per_token(const Tensor& x, const Optional& channel_scale,
                                               const Optional& channel_shift, int64_t bits,
@@ -61,6 +64,8 @@ std::tuple<Tensor, Tensor> quantize_per_token(const Tensor& x, const Optional& c
   quantize_per_token_variant.record();
   return {std::move(q), std::move(scale)};
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_quantize(const Tensor& x, const Optional& residual,
                                                        const Optional& bias, const Optional& weight,

@@ -92,6 +92,7 @@ class _Facts(NamedTuple):
     adds: bool  # sparse or low-rank parts
     kronecker: bool  # is applied to a floating-point x, which is then
     direct: bool  # an argument of the ops as it is
+    quantizes_groups: bool  # of columns, and nothing else
     migrates: bool  # channel_scale is there
     x_zero_point: float
     takes_integers: bool
@@ -216,17 +217,16 @@ class LowbitLinear(PackedModule):
             turned = self.hadamard or kronecker
             moved = self.channel_scale is not None or self.channel_shift is not None
             absmax = self.grid == "absmax"
-            if self.activation_bits:
-                by_row = absmax and self.activation_group_size == 0
-                direct = by_row and self.activation_bits in (4, 8) and not (moved or self.hadamard)
-            else:
-                direct = not (moved or turned)
+            grouped = self.activation_group_size > 0
+            common = absmax and self.activation_bits in (4, 8) and not (moved or self.hadamard)
+            direct = common and not grouped if self.activation_bits else not (moved or turned)
             activation = {0: "none", 8: "int8"}.get(self.activation_bits, "int4")
             self._facts_found = _Facts(
                 operands=operands_of(self.weight, None if adds else self.bias, activation),
                 adds=adds,
                 kronecker=kronecker and self.activation_bits > 0,
                 direct=direct,
+                quantizes_groups=common and grouped and not kronecker,
                 migrates=self.channel_scale is not None,
                 x_zero_point=-0.5 if self.grid == "midrise" else 0.0,
                 takes_integers=self.activation_bits == 8 and absmax and not (turned or adds),
@@ -243,6 +243,11 @@ class LowbitLinear(PackedModule):
     def direct(self) -> bool:
         """Whether a floating-point x goes to the ops as it comes."""
         return self._facts.direct and not self._facts.kronecker
+
+    @property
+    def quantizes_groups(self) -> bool:
+        """Whether a floating-point x becomes integers by groups of columns, and nothing else."""
+        return self._facts.quantizes_groups
 
     @property
     def quantizes_first(self) -> bool:
@@ -304,10 +309,9 @@ class LowbitLinear(PackedModule):
             group_size=self.activation_group_size,
         )
 
-    def integers(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """q and scale that the ops take in place of a float x, or None twice."""
-        operand = self._operand(x)
-        return (None, None) if operand[1] is None else operand
+    def integers(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """q and scale that the ops take in place of a float x, where it `quantizes_first`."""
+        return self._operand(x)
 
     def _additions(self, x: torch.Tensor) -> torch.Tensor:
         """What the sparse and low-rank parts add, fp32; a row's result never depends on others."""

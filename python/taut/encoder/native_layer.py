@@ -20,10 +20,12 @@ class Native(NamedTuple):
 
     Args:
         parts: weights and settings.
+        quantize_qkv: `qkv` takes integers that the op does not make of floats.
         quantize: the next layer takes integers.
     """
 
     parts: LayerParts
+    quantize_qkv: bool
     quantize: bool
 
 
@@ -109,8 +111,9 @@ class NativeLayer(torch.nn.Module):
             if isinstance(linear, LowbitLinear) and linear.operands is None:
                 return None
         for linear, floats in given_floats:
-            if isinstance(linear, LowbitLinear) and floats and not linear.direct:
-                return None
+            if isinstance(linear, LowbitLinear) and floats:
+                if not (linear.direct or linear.quantizes_groups):
+                    return None
         norms = [self._modules[name] for name in NORMS]
         affine = up.migrated(norms[0]) if quantize_up else (None, None)
         next_affine = consumer.migrated(norms[1]) if quantize else (None, None)
@@ -128,11 +131,13 @@ class NativeLayer(torch.nn.Module):
             attention_eps=norms[0].eps,
             output_eps=norms[1].eps,
         )
-        return Native(parts, quantize)
+        quantize_qkv = low[0] and not (qkv.direct or qkv.quantizes_groups)
+        return Native(parts, quantize_qkv, quantize)
 
 
 def _operands(linear) -> tuple[tuple, tuple]:
-    """(packed, scale, zero_point, codebook, bias) and (out_features, bits, group_size, x_bits)."""
+    """(packed, scale, zero_point, codebook, bias) and (out_features, bits, group_size, x_bits,
+    x_group_size)."""
     if isinstance(linear, LowbitLinear):
-        return linear.operands[:5], linear.operands[5:]
-    return (linear.packed(), None, None, None, linear.bias), (linear.out_features, 0, 0, 0)
+        return linear.operands[:5], (*linear.operands[5:], linear.activation_group_size)
+    return (linear.packed(), None, None, None, linear.bias), (linear.out_features, 0, 0, 0, 0)

@@ -76,8 +76,8 @@ class QuantizedLayer(NativeLayer):
         if native is None:
             return self.one_by_one(state, cu_seqlens, alibi_slopes, relative_bias, plan)
         q, scale = state.q, state.scale
-        if q is None and isinstance(self.qkv, LowbitLinear):
-            q, scale = self.qkv.integers(state.hidden)
+        if q is None and native.quantize_qkv:
+            q, scale = self._modules["qkv"].integers(state.hidden)
         result = encoder_layer(
             state.hidden,
             cu_seqlens,

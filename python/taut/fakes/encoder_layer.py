@@ -8,7 +8,7 @@ def encoder_layer(
     attention_norm, output_norm, heads, activation, glu, quantize_up, inner_group_size,
     attention_eps, output_eps, quantize,
 ):  # fmt: skip
-    quantized = quantize and formats[13]  # bits of `down`
+    quantized = quantize and formats[16]  # bits of `down`
     rows, columns = hidden.shape if quantized else (0, 0)
     return (
         torch.empty_like(hidden, memory_format=torch.contiguous_format),

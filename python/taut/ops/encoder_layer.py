@@ -15,7 +15,7 @@ class LayerParts(NamedTuple):
 
     Args:
         qkv, out, up, down: (packed, scale, zero_point, codebook, bias), the linear layers.
-        formats: 16 ints: out_features, bits, group_size and x_bits of each.
+        formats: 20 ints: out_features, bits, group_size, x_bits and x_group_size of each.
         attention_norm, output_norm: (weight, bias, quant_weight, quant_bias).
         heads: of hidden_size / heads channels each.
         activation: of the feed-forward network.

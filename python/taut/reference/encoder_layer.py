@@ -7,7 +7,8 @@
     out      = LayerNorm(Linear_down(inner) + middle)
 
 A linear layer is (packed, scale, zero_point, codebook, bias) and the numbers (out_features, bits,
-group_size, x_bits); bits = 0 is a dense weight, which has packed and bias only. A LayerNorm is
+group_size, x_bits, x_group_size); bits = 0 is a dense weight, which has packed and bias only. Floats
+are quantized in groups of x_group_size columns, 0: in whole rows. A LayerNorm is
 (weight, bias, quant_weight, quant_bias); the second pair is of what it quantizes.
 
 Source: Vaswani et al., "Attention is all you need", 2017, in the order of BERT ("post-LayerNorm").
@@ -25,20 +26,22 @@ from taut.reference._check import (
     check_optional_tensor,
     check_tensor,
 )
+from taut.reference.quantize import quantize_per_token
 
 LINEARS = ("qkv", "out", "up", "down")
 _OP = "encoder_layer"
 
 
 def _numbers(formats):
-    return [tuple(formats[i : i + 4]) for i in range(0, 16, 4)]
+    return [tuple(formats[i : i + 5]) for i in range(0, 20, 5)]
 
 
 def _check_linear(name, linear, numbers, rows, in_features, dtype):
     if len(linear) != 5 or linear[0] is None:
         wanted = "(packed, scale, zero_point, codebook, bias)"
         raise ValueError(f"{_OP}: {name} must be {wanted}, got {len(linear)} values")
-    out_features, bits, group_size, x_bits = numbers
+    out_features, bits, group_size, x_bits, x_group_size = numbers
+    check_choice(f"{_OP}, {name}", "x_group_size", x_group_size, GROUP_SIZES)
     x = torch.empty((rows, in_features), dtype=dtype, device="meta")
     op, (packed, scale, zero_point, codebook, bias) = f"{_OP}, {name}", linear
     if bits == 0:
@@ -71,12 +74,12 @@ def check_encoder_layer(
     check_optional_tensor(_OP, "scale", scale, (rows, None), f"({rows}, groups)", (torch.float32,))
     if (q is None) != (scale is None):
         raise ValueError(f"{_OP}: scale must be given with q and without it not, got one of them")
-    if q is not None and len(formats) == 16 and formats[1] == 0:
+    if q is not None and len(formats) == 20 and formats[1] == 0:
         raise ValueError(f"{_OP}: q must be None with a dense qkv, got a tensor")
     check_cu_seqlens(_OP, "cu_seqlens", cu_seqlens, rows)
-    if len(formats) != 16:
+    if len(formats) != 20:
         raise ValueError(
-            f"{_OP}: formats must be 4 numbers of each of 4 linear layers, got {len(formats)}"
+            f"{_OP}: formats must be 5 numbers of each of 4 linear layers, got {len(formats)}"
         )
     check_choice(_OP, "activation", activation, tuple(dense_gemm.ACTIVATIONS))
     check_choice(_OP, "inner_group_size", inner_group_size, (-1, *GROUP_SIZES))
@@ -114,10 +117,15 @@ def encoder_layer(
 ):  # fmt: skip
     dtype, (to_qkv, to_out, to_inner, from_inner) = hidden.dtype, _numbers(formats)
 
+    def given(numbers, x, x_scale):
+        if numbers[4] and x_scale is None:
+            return quantize_per_token(x, bits=numbers[3], group_size=numbers[4])
+        return x, x_scale
+
     def multiply(linear, numbers, x, x_scale, function):
         if numbers[1] == 0:
             return dense_gemm.packed_linear(x, linear[0], linear[4], numbers[0], function)
-        operands = x, x_scale, *linear, *numbers
+        operands = *given(numbers, x, x_scale), *linear, *numbers[:4]
         return lowbit_gemm.lowbit_linear(*operands, function, None, 0.0, dtype)
 
     def normalize(linear, numbers, x, x_scale, residual, norm, eps, quantized):
@@ -126,7 +134,7 @@ def encoder_layer(
                 x, linear[0], linear[4], residual, *norm[:2], eps
             )
             return found, None, None
-        operands = x, x_scale, *linear, *numbers
+        operands = *given(numbers, x, x_scale), *linear, *numbers[:4]
         found = lowbit_gemm.lowbit_linear_layer_norm(
             *operands, residual, *norm[:2], eps, quantized, *norm[2:]
         )
@@ -144,7 +152,7 @@ def encoder_layer(
     x = middle if q is None else q
     if inner_group_size >= 0:
         inner, inner_scale = lowbit_gemm.lowbit_linear_quantize(
-            x, scale, *up, *to_inner, activation, 8, inner_group_size
+            *given(to_inner, x, scale), *up, *to_inner[:4], activation, 8, inner_group_size
         )
     else:
         inner, inner_scale = multiply(up, to_inner, x, scale, "none" if glu else activation), None
