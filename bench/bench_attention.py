@@ -100,7 +100,8 @@ def build(case: Case, device: torch.device) -> Work:
     )
 
 
-def _case(device, lengths, head_dim, dtype, contenders, alibi=False, backward=False, quick=False):
+def _case(device, lengths, head_dim, dtype, contenders, alibi=False, backward=False, quick=False,
+          once=False):  # fmt: skip
     return Case(
         op=BACKWARD if backward else FORWARD,
         text=f"{lengths}{', alibi' if alibi else ''}, {HEADS} heads of {head_dim}",
@@ -119,6 +120,7 @@ def _case(device, lengths, head_dim, dtype, contenders, alibi=False, backward=Fa
         quick=quick,
         devices=(device,),
         mode="grad mode" if backward else "no grad mode",
+        once=once,
     )
 
 
@@ -139,7 +141,8 @@ CASES = [
     ),
     # Compiled in ten seconds or more, or that slow: once is enough.
     *(
-        _case("cpu", "sentence pairs", 32, dtype, (*_CPU, "nested_tensor", "flex_attention compiled"))
+        _case("cpu", "sentence pairs", 32, dtype,
+              (*_CPU, "nested_tensor", "flex_attention compiled"), once=True)
         for dtype in ("fp32", "bf16")
     ),
     *(

@@ -46,7 +46,8 @@ class Case:
     devices: where it runs. mode: of autograd, a key of MODES. share: how many times the usual time
         a contender may take. settle: seconds of quiet before a contender's turn, and a call of it that
         is not timed, where contenders bring thread pools of their own: those spin for a while
-        after a call, on the cores of whoever is next.
+        after a call, on the cores of whoever is next. once: measured by the first process of a run
+        alone, since it takes long to set up.
     """
 
     op: str
@@ -61,6 +62,7 @@ class Case:
     mode: str = "no grad mode"
     share: float = 1.0
     settle: float = 0.0
+    once: bool = False
 
     @property
     def group(self) -> str:

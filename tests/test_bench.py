@@ -152,6 +152,24 @@ def test_calls_longer_than_their_share_take_the_fewest_rounds():
     }  # fmt: skip
 
 
+def test_processes_share_the_rounds():
+    durations = {"short": 1.0, "long": 30.0, "half": 10.0}
+    runs = {name: lambda name=name: name for name in durations}
+    seconds = runner.interleaved(
+        runs, lambda run, calls: durations[run()], 20.0, durations, processes=5
+    )
+    assert {name: len(times) for name, times in seconds.items()} == {
+        "short": 4, "long": 1, "half": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("process", [1, 2])
+def test_encoders_are_measured_by_the_first_process(tmp_path, process):
+    options = (f"--process={process}", "--device=cpu", "--collect-only")
+    result, _ = run_suite(ROOT / "bench/encode.py", tmp_path, *options)
+    assert ("[encode | minilm" in result.stdout) == (process == 1), result.stdout
+
+
 def test_short_calls_are_timed_together():
     seen = []
 
