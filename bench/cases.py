@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
@@ -129,6 +130,17 @@ def guarded(setup: Callable[[], Callable]) -> Callable:
         raise cause
 
     return run
+
+
+def compiled(function: Callable) -> Callable:
+    """By inductor, for the shapes of its first call, which raises where that is not possible."""
+
+    @cache
+    def made():
+        torch._dynamo.reset()  # it compiles no more than 8 versions of a function's code
+        return torch.compile(function, dynamic=False)
+
+    return lambda *args: made()(*args)
 
 
 def size_of(*tensors: torch.Tensor) -> int:

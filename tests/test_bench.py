@@ -192,6 +192,16 @@ def test_what_counts_as_an_error():
     assert cases.allowed_error(plain, exact) == pytest.approx(2e-3, rel=1e-2)
 
 
+def test_a_compiled_peer_is_compiled_by_its_first_call(monkeypatch):
+    def compile_nothing(function, **options):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    peer = cases.compiled(torch.neg)
+    with pytest.raises(RuntimeError, match="no compiler here"):
+        peer(torch.ones(1))
+
+
 @pytest.mark.parametrize("stem", sorted(STEMS | {"overhead"}))
 def test_every_stem_has_cases(stem):
     module = importlib.import_module(f"taut.bench.bench_{stem}")
@@ -203,6 +213,7 @@ def test_every_stem_has_cases(stem):
         if stem != "overhead":
             assert case.op in OPS and OPS[case.op].stem == stem
             assert case.contenders[0].startswith("taut") and len(case.contenders) > 1
+        assert not (case.quick and "torch compiled" in case.contenders), "takes seconds"
 
 
 def test_openvino_takes_padded_batches(monkeypatch):
