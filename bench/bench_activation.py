@@ -5,7 +5,9 @@ from torch.nn import functional
 
 import taut
 
-from .cases import DTYPES, Case, Work, against, size_of
+from .cases import DTYPES, Case, Work, against, compiled, size_of
+
+QUICK = (512, 3072)  # without what takes seconds to compile
 
 
 def build(case: Case, device: torch.device) -> Work:
@@ -29,8 +31,13 @@ def build(case: Case, device: torch.device) -> Work:
             return taut.bias_glu(x, bias, "silu")
 
     out = plain(x, bias)
+    fused = compiled(plain)
     return Work(
-        runs={"taut": ours, "torch": lambda: plain(x, bias)},
+        runs={
+            "taut": ours,
+            "torch": lambda: plain(x, bias),
+            "torch compiled": lambda: fused(x, bias),
+        },
         check=against(plain(x.double(), bias.double()), out),
         tokens=rows,
         bytes=size_of(x, bias, out),
@@ -43,9 +50,9 @@ CASES = [
         text=f"{activation}, {rows} x {columns}",
         dtype=dtype,
         axes={"rows": rows, "columns": columns, "activation": activation},
-        contenders=("taut", "torch"),
+        contenders=("taut", "torch", *(() if (rows, columns) == QUICK else ("torch compiled",))),
         build=build,
-        quick=(rows, columns) == (512, 3072),
+        quick=(rows, columns) == QUICK,
     )
     for op, activation in (("bias_activation", "gelu"), ("bias_glu", "silu"))
     for dtype in ("fp32", "bf16")

@@ -100,7 +100,25 @@ def build(case: Case, device: torch.device) -> Work:
     )
 
 
-def _case(device, lengths, head_dim, dtype, contenders, alibi=False, backward=False, quick=False):
+def build_plan(case: Case, device: torch.device) -> Work:
+    """The order in which the native GPU kernels take the work of a batch."""
+    cu_seqlens = peers.cu_seqlens_of(of_tokens(case.axes["lengths"], TOKENS[device.type]), device)
+    total = int(cu_seqlens[-1])
+    reference = OPS["attention_plan"].reference
+    expected = reference(cu_seqlens, None, total, total)
+    return Work(
+        runs={
+            "taut": lambda: taut.attention_plan(cu_seqlens, total_q=total),
+            "torch": lambda: reference(cu_seqlens, None, total, total),
+        },
+        check=against(expected, expected),
+        tokens=total,
+        bytes=size_of(cu_seqlens, expected),
+    )
+
+
+def _case(device, lengths, head_dim, dtype, contenders, alibi=False, backward=False, quick=False,
+          once=False):  # fmt: skip
     return Case(
         op=BACKWARD if backward else FORWARD,
         text=f"{lengths}{', alibi' if alibi else ''}, {HEADS} heads of {head_dim}",
@@ -119,6 +137,7 @@ def _case(device, lengths, head_dim, dtype, contenders, alibi=False, backward=Fa
         quick=quick,
         devices=(device,),
         mode="grad mode" if backward else "no grad mode",
+        once=once,
     )
 
 
@@ -139,7 +158,8 @@ CASES = [
     ),
     # Compiled in ten seconds or more, or that slow: once is enough.
     *(
-        _case("cpu", "sentence pairs", 32, dtype, (*_CPU, "nested_tensor", "flex_attention compiled"))
+        _case("cpu", "sentence pairs", 32, dtype,
+              (*_CPU, "nested_tensor", "flex_attention compiled"), once=True)
         for dtype in ("fp32", "bf16")
     ),
     *(
@@ -166,6 +186,18 @@ CASES = [
         for head_dim in (64, 128)
         for alibi in (False, True)
         for backward in (False, True)
+    ),
+    *(
+        Case(
+            op="attention_plan",
+            text=lengths,
+            dtype="int32",
+            axes={"lengths": lengths},
+            contenders=("taut", "torch"),
+            build=build_plan,
+            quick=lengths == "natural",
+        )
+        for lengths in ("natural", "queries", "2048")
     ),
 ]  # fmt: skip
 

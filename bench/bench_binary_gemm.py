@@ -1,8 +1,9 @@
 """Packing signs, and linear layers over 1-bit weights, against torch's on the same values.
 
-The peers get the signs (or codes) as floating-point numbers, so all contenders of a case compute the
-same products. What taut takes is packed before anything is timed. Its result must be the reference's
-to the last bit, but that a multiply-add may be rounded once or twice.
+The peers get the signs (or codes) as floating-point numbers, or as int8, so all contenders of a case
+compute the same products; int8 takes no part in W1A4, whose codes its own steps would round. What
+taut takes is packed before anything is timed. Its result must be the reference's to the last bit, but
+that a multiply-add may be rounded once or twice.
 """
 
 import torch
@@ -11,13 +12,15 @@ from torch.nn import functional
 import taut
 from taut.registry import OPS
 
+from .bench_lowbit_gemm import onednn as static_int8
 from .cases import Case, Work, against, by_name, guarded, largest_difference, size_of
 
 SHAPES = ((768, 768), (768, 2304), (768, 3072), (3072, 768))
 ACTIVATIONS = {"W1A1": 1, "W1A1 ternary": 2, "W1A2": 1, "W1A4": 7, "W1A8": 127}  # largest code
 BF16 = {"axes": {"bits": 16}, "dtype": "bf16", "roof": "bf16"}
 FP32 = {"axes": {"bits": 32}, "dtype": "fp32", "roof": "fp32"}
-PEERS = ("torch fp32", "torch bf16", "onednn bf16 prepacked")
+INT8 = {"axes": {"bits": 8}, "dtype": "int8", "roof": "int8"}
+PEERS = ("torch fp32", "torch bf16", "onednn bf16 prepacked", "onednn static int8")
 
 
 def _activations(kind, x):
@@ -58,6 +61,10 @@ def build(case: Case, device: torch.device) -> Work:
             )
 
         runs["onednn bf16 prepacked"] = guarded(onednn)
+        if "onednn static int8" in case.contenders:
+            runs["onednn static int8"] = guarded(
+                lambda: static_int8(x, signs.to(torch.int8), scale, bias)[0]
+            )
     exact = functional.linear(x.double(), signs.double()) * scale.double() + bias
     fused = exact.float().bfloat16()
     reference = OPS["binary_linear"].reference(
@@ -69,9 +76,9 @@ def build(case: Case, device: torch.device) -> Work:
         nearest = torch.where(out == fused, fused, reference)
         return {"error": largest_difference(out, nearest), "allowed_error": 0.0}
 
-    def wide(like, bits):
-        moved = size_of(like) + signs.numel() * bits // 8 + 2 * rows * out_features
-        return (FP32 if bits == 32 else BF16) | {"bytes": moved}
+    def wide(facts):
+        operands = (x.numel() + signs.numel()) * facts["axes"]["bits"] // 8
+        return facts | {"bytes": operands + 2 * rows * out_features}
 
     return Work(
         runs=runs,
@@ -80,9 +87,10 @@ def build(case: Case, device: torch.device) -> Work:
         flops=2 * rows * signs.numel(),
         bytes=size_of(operand) + signs.numel() // 8 + 2 * rows * out_features,
         own={
-            "torch fp32": wide(x, 32),
-            "torch bf16": wide(half[0], 16),
-            "onednn bf16 prepacked": wide(half[0], 16),
+            "torch fp32": wide(FP32),
+            "torch bf16": wide(BF16),
+            "onednn bf16 prepacked": wide(BF16),
+            "onednn static int8": wide(INT8),
         },
     )
 
@@ -204,7 +212,7 @@ CASES = [
                 "activation": kind, "rows": rows, "in_features": in_features,
                 "out_features": out_features, "bits": 1,
             },
-            contenders=("taut", *PEERS),
+            contenders=("taut", *(PEERS[:-1] if kind == "W1A4" else PEERS)),
             build=build,
             roof="popcount",
             quick=(kind, rows, in_features, out_features) == ("W1A1", 512, 768, 3072),

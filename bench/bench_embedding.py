@@ -5,11 +5,12 @@ from torch.nn import functional
 
 import taut
 
-from .cases import DTYPES, Case, Work, against, size_of
+from .cases import DTYPES, Case, Work, against, compiled, size_of
 from .lengths import of_tokens
 
 TOKENS = {"cpu": 3072, "cuda": 32768}
 VOCABULARY, POSITIONS, EPS = 30522, 512, 1e-12
+QUICK = 768  # without what takes seconds to compile
 
 
 def build(case: Case, device: torch.device) -> Work:
@@ -30,6 +31,7 @@ def build(case: Case, device: torch.device) -> Work:
 
     tables = (word, position, token_type, norm)
     out = plain(*tables)
+    fused = compiled(plain)
     return Work(
         runs={
             "taut": lambda: taut.embed_layer_norm(
@@ -37,6 +39,7 @@ def build(case: Case, device: torch.device) -> Work:
                 token_type=token_type, weight=norm[0], norm_bias=norm[1], eps=EPS,
             ),
             "torch": lambda: plain(*tables),
+            "torch compiled": lambda: fused(*tables),
         },
         check=against(plain(*(t.double() for t in tables)), out),
         tokens=len(ids),
@@ -50,9 +53,9 @@ CASES = [
         text=f"natural, {columns} columns",
         dtype=dtype,
         axes={"lengths": "natural", "columns": columns},
-        contenders=("taut", "torch"),
+        contenders=("taut", "torch", *(() if columns == QUICK else ("torch compiled",))),
         build=build,
-        quick=columns == 768,
+        quick=columns == QUICK,
     )
     for dtype in ("fp32", "bf16")
     for columns in (384, 768)

@@ -6,9 +6,10 @@ from torch.nn import functional
 import taut
 from taut.reference import norm as reference
 
-from .cases import DTYPES, Case, Work, against, size_of
+from .cases import DTYPES, Case, Work, against, compiled, size_of
 
 EPS = 1e-5
+QUICK = (512, 768)  # without what takes seconds to compile
 
 
 def build(case: Case, device: torch.device) -> Work:
@@ -35,8 +36,13 @@ def build(case: Case, device: torch.device) -> Work:
 
         exact = reference.rms_norm(wide[0], wide[1], None, wide[2], EPS, False)[0]
     torch_out = plain(x, residual, weight, bias)
+    fused = compiled(plain)
     return Work(
-        runs={"taut": ours, "torch": lambda: plain(x, residual, weight, bias)},
+        runs={
+            "taut": ours,
+            "torch": lambda: plain(x, residual, weight, bias),
+            "torch compiled": lambda: fused(x, residual, weight, bias),
+        },
         check=against(exact, torch_out),
         tokens=rows,
         flops=8 * x.numel(),
@@ -50,9 +56,9 @@ CASES = [
         text=f"{rows} x {columns}, residual",
         dtype=dtype,
         axes={"rows": rows, "columns": columns},
-        contenders=("taut", "torch"),
+        contenders=("taut", "torch", *(() if (rows, columns) == QUICK else ("torch compiled",))),
         build=build,
-        quick=(rows, columns) == (512, 768),
+        quick=(rows, columns) == QUICK,
     )
     for op in ("layer_norm", "rms_norm")
     for dtype in ("fp32", "bf16")

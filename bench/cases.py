@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
@@ -46,7 +47,8 @@ class Case:
     devices: where it runs. mode: of autograd, a key of MODES. share: how many times the usual time
         a contender may take. settle: seconds of quiet before a contender's turn, and a call of it that
         is not timed, where contenders bring thread pools of their own: those spin for a while
-        after a call, on the cores of whoever is next.
+        after a call, on the cores of whoever is next. once: measured by the first process of a run
+        alone, since it takes long to set up.
     """
 
     op: str
@@ -61,6 +63,7 @@ class Case:
     mode: str = "no grad mode"
     share: float = 1.0
     settle: float = 0.0
+    once: bool = False
 
     @property
     def group(self) -> str:
@@ -127,6 +130,17 @@ def guarded(setup: Callable[[], Callable]) -> Callable:
         raise cause
 
     return run
+
+
+def compiled(function: Callable) -> Callable:
+    """By inductor, for the shapes of its first call, which raises where that is not possible."""
+
+    @cache
+    def made():
+        torch._dynamo.reset()  # it compiles no more than 8 versions of a function's code
+        return torch.compile(function, dynamic=False)
+
+    return lambda *args: made()(*args)
 
 
 def size_of(*tensors: torch.Tensor) -> int:

@@ -1,11 +1,7 @@
 """`taut bench`: runs the suite, prints its table, and writes, compares or plots the record."""
 
-import contextlib
-import io
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,13 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from taut.bench import table
-from taut.bench.compare import Change, changes, require_same_machine
+from taut.bench import session, table
+from taut.bench.compare import Change, changes
 from taut.bench.record import ENCODE, Record, compact, parse, read
+from taut.bench.session import SUITE, in_fresh_process
 from taut.registry import OPS
 from taut.text_io import InputError, check_place, whole_or_nothing
 
-SUITE = Path(__file__).parent
 EXTRA = "pip install 'taut[bench]'"
 PIPED_WIDTH = 140  # columns where there is no terminal to ask
 
@@ -52,113 +48,26 @@ def _require(modules: dict[str, str]) -> None:
             raise InputError(f"taut bench needs {distribution}: {EXTRA}")
 
 
-class _Progress:
-    """A pytest plugin: says on standard error which group is being measured, keeps what failed.
+def measure(
+    names: Sequence[str], quick: bool, processes: int | None = None, old: Record | None = None
+) -> dict:
+    """The record's document of the suite, or of the stems and ops named, measured in so many fresh
+    processes; InputError, and nothing measured, if it could not be compared with `old`."""
+    from taut.bench.merge import merged  # and with it pytest-benchmark
 
-    It prints when a group begins rather than from a thread, which would take time from what is
-    measured.
-    """
-
-    def __init__(self, ops: set[str], old: Record | None = None) -> None:
-        self.ops = ops
-        self.old = old  # to compare with
-        self.refused: InputError | None = None
-        self.interrupted = False
-        self.groups: dict[str, str] = {}  # test -> its group
-        self.begun: list[str] = []
-        self.failures: dict[str, str] = {}
-        self.skipped: dict[str, str] = {}  # test -> why
-        self.stream = sys.stderr  # pytest puts its own in place while tests run
-        self.terminal = self.stream.isatty()
-
-    def pytest_keyboard_interrupt(self, excinfo) -> None:
-        import pytest
-
-        # pytest's own, of files that cannot be collected, are failures.
-        self.interrupted = not isinstance(excinfo.value, pytest.Session.Interrupted)
-
-    def _check_machine(self, config) -> None:
-        """Before anything is measured; the suite's settings are its conftest's."""
-        plugins = config.pluginmanager.get_plugins()
-        (suite,) = (config.stash[p.SUITE] for p in plugins if hasattr(p, "ReplayClock"))
-        try:
-            require_same_machine(self.old.machine, suite.identity())
-        except InputError as error:
-            self.refused = error
-
-    def pytest_collection_modifyitems(self, config, items) -> None:
-        if self.old is not None:
-            self._check_machine(config)
-        if self.refused:
-            items.clear()
-        for item in items:
-            if marker := item.get_closest_marker("benchmark"):  # a file without cases has none
-                group = marker.kwargs["group"]
-                if not self.ops or group.split(" | ")[0] in self.ops:
-                    self.groups[item.nodeid] = group
-        items[:] = [item for item in items if item.nodeid in self.groups]
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        group = self.groups[nodeid]
-        if group not in self.begun:
-            self.begun.append(group)
-            line = f"{len(self.begun)}/{len(set(self.groups.values()))} {group}"
-            print(f"\r\x1b[K{line}" if self.terminal else line,
-                  end="" if self.terminal else "\n", file=self.stream, flush=True)  # fmt: skip
-
-    def pytest_collectreport(self, report) -> None:
-        self.pytest_runtest_logreport(report)
-
-    def pytest_runtest_logreport(self, report) -> None:
-        if report.failed:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            text = crash.message if crash else str(report.longrepr)
-            self.failures[report.nodeid] = text
-        elif report.skipped:
-            self.skipped[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
-
-    def pytest_sessionfinish(self) -> None:
-        if self.terminal and self.begun:
-            print("\r\x1b[K", end="", file=self.stream, flush=True)
-
-
-def measure(names: Sequence[str], quick: bool, old: Record | None = None) -> dict:
-    """The record's document of the suite, or of the stems and ops named; InputError, and nothing
-    measured, if it could not be compared with `old`."""
-    import pytest
-
-    files, ops = _chosen(names)
-    progress = _Progress(ops, old)
-    said = io.StringIO()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.redirect_stdout(said),
-        contextlib.redirect_stderr(said),
-    ):
-        output = Path(folder) / "record.json"
-        # No configuration but this: not that of a project whose folder we stand in.
-        arguments = ["-q", "-c", os.devnull, f"--rootdir={SUITE}", "-p", "no:cacheprovider",
-                     "--benchmark-quiet", f"--benchmark-json={output}",
-                     *(["--quick"] if quick else [])]  # fmt: skip
-        status = pytest.main([*arguments, *map(str, files)], plugins=[progress])
-        if progress.interrupted:
-            raise KeyboardInterrupt
-        if progress.refused:
-            raise progress.refused
-        if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-            raise InputError(f"no benchmark of {', '.join(names)} for this device")
-        if status == pytest.ExitCode.OK and not output.exists():
-            reasons = dict.fromkeys(progress.skipped.values())
-            raise InputError(f"nothing can be measured here: {'; '.join(reasons)}")
-        if not output.exists():
-            sys.exit(f"taut: the suite measured nothing:\n{said.getvalue()}")
-        document = compact(json.loads(output.read_text(encoding="utf-8")))
-    if progress.skipped:
-        document["skipped"] = progress.skipped
-    if progress.failures:
-        document["failures"] = progress.failures
-        failed = {nodeid.partition("::")[2] for nodeid in progress.failures}
-        document["benchmarks"] = [b for b in document["benchmarks"] if b["name"] not in failed]
+    options = ["--quick"] if quick else []
+    if processes is not None:
+        options.append(f"--processes={processes}")
+    given = *_chosen(names), options, None if old is None else old.machine
+    first = in_fresh_process(session.run, *given, 1)
+    documents = [first]
+    for process in range(2, first["machine_info"]["processes"] + 1):
+        if document := in_fresh_process(session.run, *given, process):
+            documents.append(document)
+    document = compact(merged(documents))
+    for kind in ("failures", "skipped"):
+        if not document[kind]:
+            del document[kind]
     return document
 
 
@@ -216,7 +125,12 @@ def show_changes(found: list[Change], console: Console) -> None:
 
 
 def run(
-    names: Sequence[str], quick: bool, json_path: Path | None, old: Path | None, html: Path | None
+    names: Sequence[str],
+    quick: bool,
+    json_path: Path | None,
+    old: Path | None,
+    html: Path | None,
+    processes: int | None = None,
 ) -> int:
     """The whole command; its exit status."""
     _require({"pytest": "pytest", "pytest_benchmark": "pytest-benchmark"})
@@ -226,7 +140,7 @@ def run(
     before = None if old is None else read(old)
     for path in filter(None, (json_path, html)):
         check_place(path)
-    document = measure(names, quick, before)
+    document = measure(names, quick, processes, before)
     record = parse(document)
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     show(record, console)

@@ -4,9 +4,10 @@ A contender of taut regressed if its median grew by more than max(5 %, noise), a
 own change of speed is taken out. That change is what happened to the peers of the same group, which
 were measured in turns with it and whose code did not change: the median of new / old over those of
 the same version. A group without such peers takes the change of the probed roof it is held against.
-Noise is twice the spread (interquartile range over median) of all that went into the number, and how
-unevenly the machine changed from group to group, combined as independent errors are: where its speed
-came and went during a run, no group can be told apart by less than that.
+Noise is the spread (interquartile range over median) of all that went into the number, and how
+unevenly the machine changed from group to group, combined as independent errors are. What differs
+from process to process is in the spread, since a run pools the rounds of several; of unevenness there
+is next to none unless others take the machine's cores.
 """
 
 import math
@@ -87,5 +88,5 @@ def changes(old: Record, new: Record) -> Iterator[Change]:
     ]
     uneven = _unevenness([machine for *_, machine, _ in measured])
     for a, b, machine, spread in measured:
-        noise = max(FLOOR, 2 * math.hypot(_spread([a, b]), spread, uneven))
+        noise = max(FLOOR, math.hypot(_spread([a, b]), spread, uneven))
         yield Change(b, machine, b.median / a.median / machine, noise)

@@ -17,7 +17,8 @@ from taut._native import last_cuda_variant, last_variant, libraries
 from . import machine, peers, runner
 from .cases import Case
 
-SHARE, QUICK_SHARE = 0.6, 0.1  # seconds of a contender, in all
+SHARE, QUICK_SHARE = 0.6, 0.1  # seconds of a contender, in all processes
+PROCESSES = 5
 
 
 def pytest_addoption(parser):
@@ -30,6 +31,10 @@ def pytest_addoption(parser):
         "--cpu-time",
         action="store_true",
         help="one thread's CPU time instead of wall time, for a busy machine",
+    )
+    group.addoption("--process", type=int, help="of a run in several, which one [default: alone]")
+    group.addoption(
+        "--processes", type=int, help=f"that share a run [default: {PROCESSES}; on a GPU 1]"
     )
 
 
@@ -66,7 +71,19 @@ class Suite:
             torch.set_num_threads(1 if self.cpu_time else config.getoption("--threads"))
         if isa := config.getoption("--isa"):
             libraries.module.set_active_isa(isa)
+        self.process = config.getoption("--process") or 1
+        self.processes = 1
+        if config.getoption("--process"):
+            several = PROCESSES if self.device.type == "cpu" else 1
+            self.processes = config.getoption("--processes") or several
         self._measured = (None, None, None)
+
+    def measures(self, case: Case) -> bool:
+        return (
+            self.device.type in case.devices
+            and (case.quick or not self.quick)
+            and (self.process == 1 or not case.once)
+        )
 
     def timer(self) -> runner.Timer:
         if self.device.type == "cuda":
@@ -78,7 +95,8 @@ class Suite:
             variant = last_variant if self.device.type == "cpu" else last_cuda_variant
             share = (QUICK_SHARE if self.quick else SHARE) * case.share
             self._measured = (None, None, None)  # frees the tensors of the group before
-            measured = runner.measure(case, self.device, self.timer(), share, variant)
+            processes = 1 if case.once else self.processes
+            measured = runner.measure(case, self.device, self.timer(), share, variant, processes)
             self._measured = (case, *measured)
         return self._measured[1:]
 
@@ -111,7 +129,7 @@ def pytest_generate_tests(metafunc):
                 marks=pytest.mark.benchmark(group=case.group, timer=CLOCK),
             )
             for case in metafunc.module.CASES
-            if suite.device.type in case.devices and (case.quick or not suite.quick)
+            if suite.measures(case)
             for name in case.contenders
         ],
     )
@@ -181,6 +199,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
         versions=versions,
         peers_missing=missing,
         quick=suite.quick,
+        processes=suite.processes,
     )
 
 

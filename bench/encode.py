@@ -198,6 +198,7 @@ CASES = [
         devices=(device,),
         share=4.0,
         settle=0.0 if device == "cuda" else 0.05,
+        once=True,
     )
     for device, model, order, batch, texts, contenders in (
         ("cpu", "minilm", "arrival", 32, 16, (*TAUT, *TORCH)),

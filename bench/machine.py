@@ -66,11 +66,24 @@ def describe(device: torch.device, threads: int, clock: probes.Clock) -> dict:
     }
 
 
-def roof_share(roofs: dict[str, float], roof: str | None, work: Work, seconds: float) -> dict:
-    """How near a call comes to what the machine can do: the better of arithmetic and memory; None
-    where neither was counted."""
-    memory = "cache" if work.bytes <= cached_bytes() and "cache" in roofs else "memory"
-    shares = [work.bytes / seconds / roofs[memory]]
+def share_of(
+    roofs: dict[str, float],
+    roof: str | None,
+    memory: str,
+    flops: float,
+    size: float,
+    seconds: float,
+) -> float | None:
+    """How near a call of so many operations and bytes comes to what the machine can do: the better
+    of arithmetic and memory; None where neither was counted."""
+    shares = [size / seconds / roofs[memory]]
     if roof in roofs:
-        shares.append(work.flops / seconds / roofs[roof])
-    return {"roof": roof, "bandwidth": memory, "roof_share": max(shares) or None}
+        shares.append(flops / seconds / roofs[roof])
+    return max(shares) or None
+
+
+def roof_share(roofs: dict[str, float], roof: str | None, work: Work, seconds: float) -> dict:
+    """What a row says of its roofs."""
+    memory = "cache" if work.bytes <= cached_bytes() and "cache" in roofs else "memory"
+    share = share_of(roofs, roof, memory, work.flops, work.bytes, seconds)
+    return {"roof": roof, "bandwidth": memory, "roof_share": share}

@@ -76,12 +76,14 @@ def interleaved(
     share: float,
     once: dict[str, float],
     settle: float = 0.0,
+    processes: int = 1,
 ) -> dict[str, list[float]]:
     """Seconds per call of every round of every contender.
 
     share: seconds that each may take in all, as far as the fewest rounds allow. Slow contenders sit out
         rounds, evenly spread, instead of keeping the others waiting.
     once: seconds of a call of each, roughly. settle: see `Case`; longer calls wake themselves.
+    processes: how many share the rounds; this one takes its part of them, one at least.
     """
     calls, wanted = {}, {}
     for name in runs:
@@ -89,7 +91,7 @@ def interleaved(
         calls[name] = min(math.ceil(SLICE / call), MOST_CALLS)
         rounds = share / (call * calls[name])
         fewest = FEWEST_ROUNDS if rounds > 1 else FEWEST_LONG_ROUNDS
-        wanted[name] = int(min(max(rounds, fewest), MOST_ROUNDS))
+        wanted[name] = math.ceil(int(min(max(rounds, fewest), MOST_ROUNDS)) / processes)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     total = max(wanted.values(), default=0)
     for i in range(total):
@@ -110,6 +112,7 @@ def measure(
     timer: Timer,
     share: float,
     variant_of: Callable[[str], str | None] = lambda op: None,
+    processes: int = 1,
 ) -> tuple[dict[str, Outcome], Work | None]:
     """Every contender of a case, and the work they did.
 
@@ -142,6 +145,7 @@ def measure(
                 outcome.skipped = f"one call takes {once[name]:.2g} s"
             else:
                 timed[name] = work.runs[name]
-        for name, seconds in interleaved(timed, timer, share, once, case.settle).items():
+        rounds = interleaved(timed, timer, share, once, case.settle, processes)
+        for name, seconds in rounds.items():
             outcomes[name].seconds = seconds
     return outcomes, work

@@ -59,12 +59,13 @@ def environment(record: Record) -> dict[str, str]:
     dirty = " with uncommitted changes" if commit.get("dirty") else ""
     clock = ", CPU time of one thread" if machine.get("clock") == "cpu" else ""
     quick = ", few cases and rounds (--quick)" if machine.get("quick") else ""
+    several = f", {n} processes" if (n := machine.get("processes", 1)) > 1 else ""
     return {
         "device": f"{machine['device']} ({machine.get('cpu', 'unknown')})",
         "instruction set": str(machine.get("isa")),
         "threads": str(machine.get("threads")),
         "versions": f"taut {machine.get('taut')}, torch {machine.get('torch')}",
-        "measured": f"{record.datetime[:16].replace('T', ' ')}{clock}{quick}",
+        "measured": f"{record.datetime[:16].replace('T', ' ')}{several}{clock}{quick}",
         "commit": f"{str(commit.get('id'))[:12]}{dirty}",
     }
 

@@ -19,7 +19,8 @@ def benchmark(stem, op, case, dtype, contender, seconds, **extra):
         "stem": stem, "op": op, "contender": contender, "role": role, "case": case, "axes": {},
         "peer_version": None if role == "taut" else VERSION, "dtype": dtype, "device": "cpu",
         "isa": "avx512_bf16", "threads": 2, "variant": "avx512_bf16" if role == "taut" else None,
-        "tokens": 4096, "flops": 0, "bytes": 0, "roof": None, "roof_share": None,
+        "tokens": 4096, "flops": 0, "bytes": 0, "roof": None, "bandwidth": "memory",
+        "roof_share": None,
         "error": 1e-6, "allowed_error": 2e-6, "correct": True, **extra,
     }  # fmt: skip
     shares = [row["bytes"] / ROOFS["memory"] / seconds]

@@ -15,7 +15,6 @@ import torch
 from taut._native import available_isas, libraries
 from taut.bench import cases, encoder_peers, lengths, machine, probes, runner
 from taut.registry import OPS
-from taut.text_io import InputError
 
 ROOT = Path(__file__).parent.parent
 STEMS = {op.stem for op in OPS.values()}
@@ -153,6 +152,24 @@ def test_calls_longer_than_their_share_take_the_fewest_rounds():
     }  # fmt: skip
 
 
+def test_processes_share_the_rounds():
+    durations = {"short": 1.0, "long": 30.0, "half": 10.0}
+    runs = {name: lambda name=name: name for name in durations}
+    seconds = runner.interleaved(
+        runs, lambda run, calls: durations[run()], 20.0, durations, processes=5
+    )
+    assert {name: len(times) for name, times in seconds.items()} == {
+        "short": 4, "long": 1, "half": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("process", [1, 2])
+def test_encoders_are_measured_by_the_first_process(tmp_path, process):
+    options = (f"--process={process}", "--device=cpu", "--collect-only")
+    result, _ = run_suite(ROOT / "bench/encode.py", tmp_path, *options)
+    assert ("[encode | minilm" in result.stdout) == (process == 1), result.stdout
+
+
 def test_short_calls_are_timed_together():
     seen = []
 
@@ -175,6 +192,16 @@ def test_what_counts_as_an_error():
     assert cases.allowed_error(plain, exact) == pytest.approx(2e-3, rel=1e-2)
 
 
+def test_a_compiled_peer_is_compiled_by_its_first_call(monkeypatch):
+    def compile_nothing(function, **options):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    peer = cases.compiled(torch.neg)
+    with pytest.raises(RuntimeError, match="no compiler here"):
+        peer(torch.ones(1))
+
+
 @pytest.mark.parametrize("stem", sorted(STEMS | {"overhead"}))
 def test_every_stem_has_cases(stem):
     module = importlib.import_module(f"taut.bench.bench_{stem}")
@@ -186,6 +213,7 @@ def test_every_stem_has_cases(stem):
         if stem != "overhead":
             assert case.op in OPS and OPS[case.op].stem == stem
             assert case.contenders[0].startswith("taut") and len(case.contenders) > 1
+        assert not (case.quick and "torch compiled" in case.contenders), "takes seconds"
 
 
 def test_openvino_takes_padded_batches(monkeypatch):
@@ -257,19 +285,6 @@ def test_roof_share():
 # ---- lengths
 
 
-def test_lengths_without_the_checkpoint(monkeypatch):
-    def nothing():
-        raise InputError("no checkpoint here")
-
-    monkeypatch.setattr(lengths, "default_model", nothing)
-    lengths.natural_lengths.cache_clear()
-    try:
-        drawn = lengths.natural_lengths()
-    finally:
-        lengths.natural_lengths.cache_clear()
-    assert len(drawn) == 4096 and min(drawn) >= 5 and max(drawn) <= lengths.LONGEST
-
-
 @pytest.mark.parametrize(
     "name, median, low, high",
     [
@@ -295,6 +310,7 @@ def test_normal_lengths_spread_as_modernberts():
 
 
 def test_natural_lengths_are_skewed():
+    assert len(lengths.natural_lengths()) == 4096 and min(lengths.natural_lengths()) >= 5
     drawn = torch.tensor(lengths.draw("natural", 2048)).float()
     assert drawn.max() <= lengths.LONGEST and drawn.mean() > 1.2 * drawn.median()
 

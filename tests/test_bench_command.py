@@ -11,8 +11,9 @@ from rich.console import Console
 
 import bench_records
 from bench_records import scaled
-from taut.bench import command, performance, record, report, table
+from taut.bench import command, merge, performance, record, report, table
 from taut.bench.compare import changes
+from taut.bench.session import in_fresh_process
 from taut.text_io import InputError
 
 TAUT = lambda extra: extra["role"] == "taut"  # noqa: E731
@@ -67,10 +68,12 @@ def test_roofs_stand_in_for_missing_peers(old):
 
 
 def test_what_the_spread_covers_is_noise(old):
-    new = scaled(old, 1.3, NORM)
-    for benchmark in new["benchmarks"]:
-        benchmark["stats"]["iqr"] = 0.4 * benchmark["stats"]["median"]
-    assert regressed(old, new) == []
+    for spread, slower in ((0.4, 2), (0.6, 0)):
+        new = scaled(old, 1.5, NORM)
+        for benchmark in new["benchmarks"]:
+            if NORM(benchmark["extra_info"]):
+                benchmark["stats"]["iqr"] = spread * benchmark["stats"]["median"]
+        assert len(regressed(old, new)) == slower
 
 
 def test_a_machine_of_uneven_speed_hides_what_is_smaller(old):
@@ -160,21 +163,112 @@ def test_seconds(value, text):
     assert table.seconds(value) == text
 
 
+# ---- merging
+
+
+def process_of(document, factor, roof_factor=1.0):
+    """What session.run gives: the document with its rounds, here all times multiplied."""
+    made = scaled(document, factor)
+    for row in made["benchmarks"]:
+        row["fullname"] = f"bench.py::{row['name']}-{row['group']}"
+        row["stats"]["data"] = [row["stats"]["median"]] * 3
+    roofs = made["machine_info"]["roofs"]
+    made["machine_info"]["roofs"] = {name: rate * roof_factor for name, rate in roofs.items()}
+    return made | {"failures": {}, "skipped": {}}
+
+
+def test_rounds_of_all_processes_are_pooled(old):
+    processes = [process_of(old, factor) for factor in (1.0, 3.0, 1.0, 3.0, 1.5)]
+    document = merge.merged(processes)
+    assert document["machine_info"]["processes"] == 5
+    for row, before in zip(document["benchmarks"], old["benchmarks"], strict=True):
+        stats, median = row["stats"], before["stats"]["median"]
+        assert stats["rounds"] == len(stats["data"]) == 15
+        assert stats["median"] == pytest.approx(1.5 * median)
+        assert stats["iqr"] == pytest.approx(2 * median), "what differs between processes is spread"
+        assert stats["max"] == pytest.approx(3 * median)
+
+
+def test_roofs_are_the_medians_of_the_processes(old):
+    processes = [process_of(old, 1.0, factor) for factor in (1.0, 0.5, 0.1)]
+    document = merge.merged(processes)
+    assert document["machine_info"]["roofs"]["bf16"] == bench_records.ROOFS["bf16"] / 2
+    shares = [row["extra_info"]["roof_share"] for row in old["benchmarks"]]
+    doubled = [row["extra_info"]["roof_share"] for row in document["benchmarks"]]
+    assert doubled == pytest.approx([2 * share for share in shares])
+
+
+def test_the_largest_error_is_recorded(old):
+    processes = [process_of(old, 1.0) for _ in range(3)]
+    processes[1]["benchmarks"][0]["extra_info"]["error"] = 1.5e-6
+    row = merge.merged(processes)["benchmarks"][0]
+    assert row["extra_info"]["error"] == 1.5e-6 and row["stats"]["rounds"] == 9
+
+
+def test_what_failed_or_was_skipped_in_one_process(old):
+    first, second = process_of(old, 1.0), process_of(old, 2.0)
+    names = [row["fullname"] for row in first["benchmarks"]]
+    failed, slow, absent = names[0], names[1], "bench.py::absent"
+    first["failures"] = {failed: "wrong"}
+    second["failures"] = {names[2]: "wrong, too"}
+    second["skipped"] = {slow: "one call takes 9 s", absent: "is not installed"}
+    second["benchmarks"] = [b for b in second["benchmarks"] if b["fullname"] != slow]
+    first["skipped"] = {absent: "is not installed"}
+    document = merge.merged([first, second])
+    assert document["failures"] == {failed: "wrong", names[2]: "wrong, too"}
+    assert document["skipped"] == {absent: "is not installed"}
+    assert [row["fullname"] for row in document["benchmarks"]] == [names[1], *names[3:]]
+    assert document["benchmarks"][0]["stats"]["rounds"] == 3
+
+
+# ---- processes
+
+
+def who(folder):
+    """What names an interpreter; the folder is what it is given."""
+    assert folder.is_dir()
+    return os.getpid(), hash("a text")
+
+
+def test_processes_are_fresh_interpreters(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    found = [in_fresh_process(who, tmp_path) for _ in range(2)]
+    processes, hashes = zip(*[*found, who(tmp_path)], strict=True)
+    assert len(set(processes)) == len(set(hashes)) == 3
+
+
+def test_a_process_that_dies_is_told():
+    with pytest.raises(SystemExit, match="a process of the suite died, its exit code is 3"):
+        in_fresh_process(os._exit, 3)
+
+
 # ---- the command
 
 
-def taut(*arguments, before="", **environment):
-    code = f"{before}\nfrom taut.cli import main; main()"
+def taut(*arguments, **environment):
+    code = "from taut.cli import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, "bench", *map(str, arguments)],
         capture_output=True, text=True, timeout=300, env={**os.environ, **environment},
     )  # fmt: skip
 
 
+def patched(folder, code, options=""):
+    """Environment in which the suite's processes run the code before they import a benchmark."""
+    (folder / "patch_of_taut.py").write_text(code)
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": path, "PYTEST_ADDOPTS": f"-p patch_of_taut {options}"}
+
+
 def test_an_unknown_op_is_wrong_use():
     result = taut("nrm")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "no benchmark of 'nrm'; there is" in result.stderr and "layer_norm" in result.stderr
+
+
+def test_a_run_has_one_process_at_least():
+    result = taut("norm", "--processes", 0)
+    assert result.returncode == 2 and "--processes" in result.stderr
 
 
 NO_CHECKPOINT = """
@@ -187,15 +281,15 @@ taut.demo.default_model = nothing
 
 
 @pytest.mark.parametrize(
-    "stem, before, options, cause",
+    "stem, code, options, cause",
     [
         ("overhead", "", "--device=cuda", "no benchmark of overhead for this device"),
         ("encode", NO_CHECKPOINT, "", "nothing can be measured here: no checkpoint here"),
     ],
 )
-def test_a_stem_that_cannot_run_here_is_wrong_use(stem, before, options, cause):
+def test_a_stem_that_cannot_run_here_is_wrong_use(tmp_path, stem, code, options, cause):
     """As bench/gpu_check.sh expects."""
-    result = taut(stem, "--quick", before=before, PYTEST_ADDOPTS=options)
+    result = taut(stem, "--quick", **patched(tmp_path, code, options))
     assert result.returncode == 2, result.stderr
     *progress, last = result.stderr.splitlines()
     assert last.startswith(f"taut: {cause}") and all(" | " in line for line in progress)
@@ -218,8 +312,7 @@ def test_missing_packages_are_named(monkeypatch):
         command.run([], True, None, None, None)
 
 
-# CPU time of one thread, which other work on the machine hardly changes.
-CPU_TIME = {"PYTEST_ADDOPTS": "--cpu-time"}
+CPU_TIME = "--cpu-time"  # of one thread, which other work on the machine hardly changes
 SIX_TIMES = """
 import taut
 once = taut.layer_norm
@@ -238,21 +331,26 @@ taut.layer_norm = lambda *args, **options: right(*args, **options) + 1
 
 def test_a_slowed_down_op_is_caught(tmp_path):
     """The real suite, twice; the second time every call of one op does its work six times."""
-    first = taut("layer_norm", "--quick", "--json", tmp_path / "old.json", **CPU_TIME)
+    record = tmp_path / "old.json"
+    first = taut("layer_norm", "--quick", "--processes", 2, "--json", record,
+                 PYTEST_ADDOPTS=CPU_TIME)  # fmt: skip
     assert first.returncode == 0, first.stderr
-    assert "layer_norm | " in first.stderr and "torch" in first.stdout
-    document = json.loads((tmp_path / "old.json").read_text())
+    assert "torch" in first.stdout and ", 2 processes" in first.stdout
+    for process in (1, 2):
+        assert f"process {process}/2, 1/" in first.stderr and "layer_norm | " in first.stderr
+    document = json.loads(record.read_text())
+    assert document["machine_info"]["processes"] == 2
     assert {b["extra_info"]["op"] for b in document["benchmarks"]} == {"layer_norm"}
     assert not any("data" in b["stats"] for b in document["benchmarks"])
-    second = taut("layer_norm", "--quick", "--compare", tmp_path / "old.json",
-                  before=SIX_TIMES, **CPU_TIME)  # fmt: skip
+    second = taut("layer_norm", "--quick", "--processes", 1, "--compare", record,
+                  **patched(tmp_path, SIX_TIMES, CPU_TIME))  # fmt: skip
     assert second.returncode == 1, second.stdout + second.stderr
     assert "SLOWER layer_norm | " in second.stdout and "Traceback" not in second.stderr
 
 
 def test_a_wrong_op_is_caught_and_not_shown(tmp_path):
-    result = taut("layer_norm", "--quick", "--json", tmp_path / "new.json", before=WRONG,
-                  **CPU_TIME)  # fmt: skip
+    result = taut("layer_norm", "--quick", "--processes", 1, "--json", tmp_path / "new.json",
+                  **patched(tmp_path, WRONG, CPU_TIME))  # fmt: skip
     assert result.returncode == 1
     assert "taut is wrong: its error is" in result.stdout
     document = json.loads((tmp_path / "new.json").read_text())
@@ -271,14 +369,15 @@ taut.layer_norm = stop
 
 
 def test_an_interrupted_run_leaves_no_record(tmp_path):
-    result = taut("norm", "--quick", "--json", tmp_path / "new.json", before=INTERRUPTED,
-                  **CPU_TIME)  # fmt: skip
-    assert result.returncode not in (0, 1) and not (tmp_path / "new.json").exists()
+    result = taut("norm", "--quick", "--json", tmp_path / "new.json",
+                  **patched(tmp_path, INTERRUPTED, CPU_TIME))  # fmt: skip
+    assert result.returncode == 130 and "process 2" not in result.stderr
+    assert not (tmp_path / "new.json").exists() and "Traceback" not in result.stderr
 
 
 def test_another_machine_is_refused_before_anything_is_measured(tmp_path, old):
     (tmp_path / "old.json").write_text(json.dumps(old))
-    result = taut("norm", "--quick", "--compare", tmp_path / "old.json", **CPU_TIME)
+    result = taut("norm", "--quick", "--compare", tmp_path / "old.json", PYTEST_ADDOPTS=CPU_TIME)
     assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
     assert "cannot compare: the old record has device made-up-2-cores" in result.stderr
 

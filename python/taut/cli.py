@@ -155,11 +155,15 @@ def bench(
         Path | None, typer.Option(help="Earlier record; exit 1 if anything got slower.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Report with plots to write, one file.")] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Fresh interpreters that share a run [default: 5; on a GPU 1]."),
+    ] = None,
 ) -> None:
     """Measure every op beside what else there is for the job, with its error."""
     from taut.bench.command import run
 
-    raise typer.Exit(run(ops or [], quick, json, compare, html))
+    raise typer.Exit(run(ops or [], quick, json, compare, html, processes))
 
 
 @app.command()
