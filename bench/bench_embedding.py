@@ -24,32 +24,47 @@ def build(case: Case, device: torch.device) -> Work:
         for rows in (VOCABULARY, POSITIONS, 2, 2)
     )
 
+    codes, scale = taut.quantize_per_token(word.float())
+    low = case.op == "lowbit_embed_layer_norm"
+
     def plain(word, position, token_type, norm):
-        total = functional.embedding(ids, word) + functional.embedding(positions, position)
+        if low:
+            words = codes[ids].to(norm.dtype) * scale[ids].to(norm.dtype)
+        else:
+            words = functional.embedding(ids, word)
+        total = words + functional.embedding(positions, position)
         total = total + functional.embedding(types, token_type)
         return functional.layer_norm(total, (columns,), norm[0], norm[1], EPS)
 
     tables = (word, position, token_type, norm)
     out = plain(*tables)
     fused = compiled(plain)
+    rest = {
+        "positions": positions, "position": position, "token_type_ids": types,
+        "token_type": token_type, "weight": norm[0], "norm_bias": norm[1], "eps": EPS,
+    }  # fmt: skip
+
+    def ours():
+        if low:
+            return taut.lowbit_embed_layer_norm(ids, codes, scale, **rest)
+        return taut.embed_layer_norm(ids, word, **rest)
+
+    words = len(ids) * columns if low else size_of(out)
     return Work(
         runs={
-            "taut": lambda: taut.embed_layer_norm(
-                ids, word, positions=positions, position=position, token_type_ids=types,
-                token_type=token_type, weight=norm[0], norm_bias=norm[1], eps=EPS,
-            ),
+            "taut": ours,
             "torch": lambda: plain(*tables),
             "torch compiled": lambda: fused(*tables),
         },
         check=against(plain(*(t.double() for t in tables)), out),
         tokens=len(ids),
-        bytes=3 * size_of(ids) + 4 * size_of(out),
-    )  # fmt: skip
+        bytes=3 * size_of(ids) + words + 3 * size_of(out),
+    )
 
 
 CASES = [
     Case(
-        op="embed_layer_norm",
+        op=op,
         text=f"natural, {columns} columns",
         dtype=dtype,
         axes={"lengths": "natural", "columns": columns},
@@ -57,6 +72,7 @@ CASES = [
         build=build,
         quick=columns == QUICK,
     )
+    for op in ("embed_layer_norm", "lowbit_embed_layer_norm")
     for dtype in ("fp32", "bf16")
     for columns in (384, 768)
 ]
