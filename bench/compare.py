@@ -6,8 +6,8 @@ were measured in turns with it and whose code did not change: the median of new 
 the same version. A group without such peers takes the change of the probed roof it is held against.
 Noise is the spread (interquartile range over median) of all that went into the number, and how
 unevenly the machine changed from group to group, combined as independent errors are. What differs
-from process to process is in the spread, since a run pools the rounds of several; of unevenness there
-is next to none unless others take the machine's cores.
+from process to process is in the spread where rounds of several are pooled; of rounds of one process
+the spread counts twice. Of unevenness there is next to none unless others take the machine's cores.
 """
 
 import math
@@ -37,7 +37,7 @@ class Change:
 
 
 def _spread(rows: list[Row]) -> float:
-    return math.sqrt(sum(row.spread**2 for row in rows))
+    return math.hypot(*(row.spread * (1 if row.processes > 1 else 2) for row in rows))
 
 
 def _machine(pairs: list[tuple[Row, Row]], roof: str, old: Record, new: Record):

@@ -96,7 +96,9 @@ class Suite:
             share = (QUICK_SHARE if self.quick else SHARE) * case.share
             self._measured = (None, None, None)  # frees the tensors of the group before
             processes = 1 if case.once else self.processes
-            measured = runner.measure(case, self.device, self.timer(), share, variant, processes)
+            measured = runner.measure(
+                case, self.device, self.timer(), share, variant, self.process, processes
+            )
             self._measured = (case, *measured)
         return self._measured[1:]
 

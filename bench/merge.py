@@ -24,7 +24,7 @@ def _pooled(rows: Sequence[dict], roofs: dict[str, float]) -> dict:
     )
     return row | {
         "stats": row["stats"] | stats.as_dict() | {"data": stats.data},
-        "extra_info": extra | {"roof_share": share},
+        "extra_info": extra | {"roof_share": share, "processes": len(rows)},
     }
 
 

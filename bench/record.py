@@ -36,6 +36,7 @@ class Row:
     median: float
     iqr: float
     rounds: int
+    processes: int = 1  # that its rounds come from
     axes: dict = field(default_factory=dict)
     device: str = "cpu"
     variant: str | None = None  # of taut's kernels, the one that ran

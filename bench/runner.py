@@ -76,6 +76,7 @@ def interleaved(
     share: float,
     once: dict[str, float],
     settle: float = 0.0,
+    process: int = 1,
     processes: int = 1,
 ) -> dict[str, list[float]]:
     """Seconds per call of every round of every contender.
@@ -83,7 +84,8 @@ def interleaved(
     share: seconds that each may take in all, as far as the fewest rounds allow. Slow contenders sit out
         rounds, evenly spread, instead of keeping the others waiting.
     once: seconds of a call of each, roughly. settle: see `Case`; longer calls wake themselves.
-    processes: how many share the rounds; this one takes its part of them, one at least.
+    process, processes: which one of how many share the rounds; it takes its part of them, one at
+        least, and every other process begins in reverse.
     """
     calls, wanted = {}, {}
     for name in runs:
@@ -95,7 +97,7 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     total = max(wanted.values(), default=0)
     for i in range(total):
-        names = list(runs) if i % 2 == 0 else list(reversed(runs))
+        names = list(runs) if (i + process) % 2 else list(reversed(runs))
         for name in names:
             if (i + 1) * wanted[name] // total > i * wanted[name] // total:
                 if settle:
@@ -112,12 +114,13 @@ def measure(
     timer: Timer,
     share: float,
     variant_of: Callable[[str], str | None] = lambda op: None,
+    process: int = 1,
     processes: int = 1,
 ) -> tuple[dict[str, Outcome], Work | None]:
     """Every contender of a case, and the work they did.
 
     A contender of ours that raises is a failure; a peer that raises, or that one call of takes too
-    long, is skipped with the reason.
+    long, is skipped with the reason. process, processes: as in `interleaved`.
     """
     torch.manual_seed(0)
     outcomes = {name: Outcome() for name in case.contenders}
@@ -145,7 +148,7 @@ def measure(
                 outcome.skipped = f"one call takes {once[name]:.2g} s"
             else:
                 timed[name] = work.runs[name]
-        rounds = interleaved(timed, timer, share, once, case.settle, processes)
+        rounds = interleaved(timed, timer, share, once, case.settle, process, processes)
         for name, seconds in rounds.items():
             outcomes[name].seconds = seconds
     return outcomes, work

@@ -3,10 +3,12 @@
 import contextlib
 import io
 import json
-import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -111,7 +113,8 @@ def run(
             raise KeyboardInterrupt
         if progress.refused:
             raise progress.refused
-        if output.exists():
+        ended = status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if ended and output.exists():
             document = json.loads(output.read_text(encoding="utf-8"))
             return document | {"failures": progress.failures, "skipped": progress.skipped}
         if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and process > 1:
@@ -125,7 +128,13 @@ def run(
     sys.exit(f"taut: the suite measured nothing:\n{said.getvalue()}")
 
 
+def _end_with_parent() -> None:
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
 def _answer(sender, function: Callable, arguments: tuple) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         answer = function(*arguments)
     except (InputError, KeyboardInterrupt, SystemExit) as error:
@@ -146,7 +155,10 @@ def in_fresh_process(function: Callable, *arguments):
     except EOFError:
         process.join()
         sys.exit(f"taut: a process of the suite died, its exit code is {process.exitcode}")
-    except KeyboardInterrupt:  # of a terminal, which interrupts the process, too
+    except KeyboardInterrupt:
+        process.join(1)  # a terminal interrupts it, too
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGINT)
         process.join(PATIENCE)
         process.kill()
         raise

@@ -53,6 +53,8 @@ Linear linear_of(const Tensors& tensors, const std::vector<int64_t>& formats, si
         " must be (packed, scale, zero_point, codebook, bias), got ", tensors.size(), " tensors");
   const int64_t* n = formats.data() + kNumbers * index;
   check(n[1] == 0 || tensors[1], kOp, name, " must have a scale with low-bit weights, got None");
+  check(n[4] == 0 || n[4] == n[2], kOp, name,
+        " must have an x_group_size of 0 or group_size = ", n[2], ", got ", n[4]);
   return {tensors, {n[0], n[1], n[2], n[3], n[4]}};
 }
 
@@ -112,6 +114,8 @@ std::tuple<Tensor, Tensor, Tensor> encoder_layer(
     const Tensors& attention_norm, const Tensors& output_norm, int64_t heads,
     const std::string& activation, bool glu, bool quantize_up, int64_t inner_group_size,
     double attention_eps, double output_eps, bool quantize) {
+  check(hidden.dim() == 2, kOp, "hidden must be (total_tokens, hidden_size), got ",
+        shape_of(hidden));
   check(formats.size() == 4 * kNumbers, kOp,
         "formats must be 5 numbers of each of 4 linear layers, got ", formats.size());
   check(attention_norm.size() == 4 && output_norm.size() == 4, kOp,
@@ -123,8 +127,14 @@ std::tuple<Tensor, Tensor, Tensor> encoder_layer(
   check(q.has_value() == scale.has_value(), kOp,
         "scale must be given with q and without it not, got one of them");
   check(to_qkv.lowbit() || !q, kOp, "q must be None with a dense `qkv`, got a tensor");
-  check(to_inner.lowbit() || inner_group_size < 0, kOp,
-        "inner_group_size must be -1 with a dense `up`, got ", inner_group_size);
+  check(to_qkv.numbers[0] == 3 * hidden.size(1), kOp, "qkv must have ", 3 * hidden.size(1),
+        " out_features, got ", to_qkv.numbers[0]);
+  check(!quantize_up || (to_out.lowbit() && to_inner.lowbit()), kOp,
+        "quantize_up must be False unless out and up are low-bit, got True");
+  check(inner_group_size == -1 ||
+            (inner_group_size >= 0 && to_inner.lowbit() && from_inner.lowbit() && !glu),
+        kOp, "inner_group_size must be -1 unless up and down are low-bit without gates, got ",
+        inner_group_size);
 
   const Rows x{hidden, q, scale};
   const Rows context{attention_of_rows(multiply(to_qkv, x, "none"), heads, cu_seqlens, alibi_slopes,

@@ -88,6 +88,7 @@ class LowbitEmbedding(PackedModule):
 class _Facts(NamedTuple):
     """What every call asks of a `LowbitLinear`, gathered once: small batches would wait for it."""
 
+    bias: torch.Tensor | None  # made with it: `functional_call` puts another in its place
     operands: tuple  # of the ops, between x_scale and the epilogue
     adds: bool  # sparse or low-rank parts
     kronecker: bool  # is applied to a floating-point x, which is then
@@ -211,7 +212,8 @@ class LowbitLinear(PackedModule):
 
     @property
     def _facts(self) -> _Facts:
-        if self._facts_found is None:
+        found, bias = self._facts_found, self._buffers["bias"]
+        if found is None or found.bias is not bias:
             adds = self.sparse_value is not None or self.low_rank_up is not None
             kronecker = self.kronecker_left is not None
             turned = self.hadamard or kronecker
@@ -221,8 +223,9 @@ class LowbitLinear(PackedModule):
             common = absmax and self.activation_bits in (4, 8) and not (moved or self.hadamard)
             direct = common and not grouped if self.activation_bits else not (moved or turned)
             activation = {0: "none", 8: "int8"}.get(self.activation_bits, "int4")
-            self._facts_found = _Facts(
-                operands=operands_of(self.weight, None if adds else self.bias, activation),
+            self._facts_found = found = _Facts(
+                bias=bias,
+                operands=operands_of(self.weight, None if adds else bias, activation),
                 adds=adds,
                 kronecker=kronecker and self.activation_bits > 0,
                 direct=direct,
@@ -231,7 +234,7 @@ class LowbitLinear(PackedModule):
                 x_zero_point=-0.5 if self.grid == "midrise" else 0.0,
                 takes_integers=self.activation_bits == 8 and absmax and not (turned or adds),
             )
-        return self._facts_found
+        return found
 
     @property
     def takes_integers(self) -> bool:

@@ -60,12 +60,18 @@ class Op:
         return (*args, *(argument.default_value for argument in missing))
 
     def tensors(self, args: tuple) -> dict[str, torch.Tensor]:
-        """The tensors among `args` by name. The dispatcher takes None for any of them, and tensors
-        of any device and layout: TypeError and ValueError for those."""
+        """The tensors among `args` by name, those of lists as "name[index]". The dispatcher takes
+        None for any of them, and tensors of any device and layout: TypeError and ValueError for
+        those."""
         found = {}
         for argument, a in zip(self.overload._schema.arguments, args, strict=False):
             if isinstance(a, torch.Tensor):
                 found[argument.name] = a
+            elif isinstance(a, tuple | list):
+                each = enumerate(a)
+                found |= {
+                    f"{argument.name}[{i}]": t for i, t in each if isinstance(t, torch.Tensor)
+                }
             elif a is None and isinstance(argument.type, torch.TensorType):
                 raise TypeError(
                     f"{self.name}: {argument.name} must be a torch.Tensor, got NoneType"

@@ -1,8 +1,9 @@
 """Where a layer of the encoder runs as one op, `encoder_layer`, and what that op is given."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
+from torch.nn.modules import module as hooks
 
 from taut.nn import PACKED_DTYPES, Linear, LowbitLinear
 from taut.ops.encoder_layer import LayerParts
@@ -13,6 +14,7 @@ _is_autocast_enabled = torch.is_autocast_enabled
 
 LINEARS = ("qkv", "out", "up", "down")
 NORMS = ("attention_norm", "output_norm")
+_NOTHING = ((), (), None)  # identities of what it was made from, that, and the `Native`
 
 
 class Native(NamedTuple):
@@ -48,22 +50,23 @@ class NativeLayer(torch.nn.Module):
     """A layer with `qkv`, `out`, `up`, `down`, `attention_norm` and `output_norm`, and the settings
     `heads`, `activation` and `glu`."""
 
+    LINEAR_KINDS: ClassVar[tuple] = (Linear,)  # whose one by one is what the op computes
+
     def __init__(self) -> None:
         super().__init__()
-        self._forget_native()
-
-    def _forget_native(self) -> None:
-        self._made_from: tuple = ()  # identities of tensors
-        self._kept: tuple = ()  # and the tensors, so that nothing else takes these identities
-        self._native: Native | None = None
+        self._made: tuple = _NOTHING
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_made_from": (), "_kept": (), "_native": None}
+        return {**self.__dict__, "_made": _NOTHING}
+
+    def _apply(self, fn, recurse=True):
+        self._made = _NOTHING
+        return super()._apply(fn, recurse)
 
     def native(self, hidden: torch.Tensor, consumer=None) -> Native | None:
         """What `encoder_layer` is given, or None where the ops must run one by one: where gradients
-        are wanted, on GPUs, under torch.compile and autocast, with hooks inside, and for linear
-        layers that are more than a product.
+        are wanted, on GPUs, under torch.compile and autocast, with hooks on linear layers, and for
+        linear layers that are more than a product.
 
         Args:
             hidden: the layer's input.
@@ -73,29 +76,39 @@ class NativeLayer(torch.nn.Module):
             return None
         if not hidden.is_cpu or _is_autocast_enabled("cpu"):
             return None
-        modules = self._modules
+        if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+            return None
+        modules, kinds = self._modules, self.LINEAR_KINDS
         kept = []
         for name in LINEARS:
             linear = modules[name]
             kind = type(linear)  # a subclass computes something else
+            if kind not in kinds or "forward" in linear.__dict__:
+                return None
             if linear._forward_hooks or linear._forward_pre_hooks:
                 return None
             if kind is LowbitLinear:
                 kept.append(linear.operands)
-            elif kind is Linear and hidden.dtype in PACKED_DTYPES:
-                kept += linear.packed(), linear.bias
             else:
-                return None
+                weight = linear._parameters["weight"]
+                if weight.dtype not in PACKED_DTYPES or weight.is_inference():
+                    return None
+                kept += linear.packed(), linear.bias
+        numbers = [self.heads, self.activation, self.glu]
         for name in NORMS:
-            if type(modules[name]) is not torch.nn.LayerNorm:
+            norm = modules[name]
+            if type(norm) is not torch.nn.LayerNorm:
                 return None
-            kept += modules[name]._parameters.values()
+            weight, bias = norm._parameters["weight"], norm._parameters["bias"]
+            kept += weight, bias
+            numbers += norm.eps, weight is not None and weight.data_ptr()
         kept.append(consumer.operands if isinstance(consumer, LowbitLinear) else None)
-        made_from = tuple(map(id, kept))
-        if made_from != self._made_from:
-            self._native = self._gather(consumer)
-            self._kept, self._made_from = tuple(kept), made_from
-        return self._native
+        made_from = (*map(id, kept), *numbers)
+        if made_from != self._made[0]:
+            # The tensors are kept so that nothing else takes their identities.
+            self._made = made = made_from, kept, self._gather(consumer)
+            return made[2]
+        return self._made[2]
 
     def _gather(self, consumer) -> Native | None:
         linears = [self._modules[name] for name in LINEARS]
@@ -139,5 +152,6 @@ def _operands(linear) -> tuple[tuple, tuple]:
     """(packed, scale, zero_point, codebook, bias) and (out_features, bits, group_size, x_bits,
     x_group_size)."""
     if isinstance(linear, LowbitLinear):
-        return linear.operands[:5], (*linear.operands[5:], linear.activation_group_size)
+        group_size = linear.activation_group_size if linear.activation_bits else 0
+        return linear.operands[:5], (*linear.operands[5:], group_size)
     return (linear.packed(), None, None, None, linear.bias), (linear.out_features, 0, 0, 0, 0)

@@ -55,6 +55,8 @@ class QuantizedLayer(NativeLayer):
         layer: the layer whose parts it takes over.
     """
 
+    LINEAR_KINDS = (Linear, LowbitLinear)
+
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.glu, self.activation = layer.glu, layer.activation

@@ -6,7 +6,7 @@ import reprlib
 import torch
 from torch.autograd import forward_ad
 
-from taut.registry import Op
+from taut.registry import OPS, Op
 
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
@@ -16,6 +16,7 @@ _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 # What the dispatcher says of an argument of the wrong type.
 _WRONG_TYPE = re.compile(r"Expected a value of type '(.+)' for argument '(\w+)' but instead found")
+_LISTS = (tuple, list)
 _TYPES = {
     "Tensor": "a torch.Tensor",
     "int": "an int",
@@ -39,7 +40,10 @@ def call(op: Op, *args):
     try:
         if op.refuses_grad and _is_grad_enabled():
             for a in args:
-                if isinstance(a, _Tensor) and a.requires_grad:
+                if isinstance(a, _Tensor):
+                    if a.requires_grad:
+                        _refuse_gradient(op, args)
+                elif type(a) in _LISTS:
                     _refuse_gradient(op, args)
         if _is_compiling():
             return op.overload(*args)
@@ -61,8 +65,9 @@ def call(op: Op, *args):
         op.tensors(args)
         if op.check is not None:
             op.check(*op.complete(args))
-        if message.startswith(f"{op.name}: "):  # found in the data, such as malformed cu_seqlens
-            raise ValueError(message) from None
+        name, _, rest = message.partition(": ")
+        if name in OPS:  # found in the data, such as malformed cu_seqlens; by a part of this op
+            raise ValueError(f"{op.name}: {rest}") from None
         raise
 
 
@@ -88,9 +93,9 @@ def _refuse_gradient(op: Op, args: tuple) -> None:
 
 def _refuse_tangents(op: Op, args: tuple) -> None:
     """The ops have gradients for reverse mode only, and torch would drop tangents in silence."""
-    for argument, value in zip(op.overload._schema.arguments, args, strict=False):
-        if isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+    for name, tensor in op.tensors(args).items():
+        if forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(
-                f"{op.name}: {argument.name} must have no tangent, got one; "
+                f"{op.name}: {name} must have no tangent, got one; "
                 "forward-mode differentiation is not supported"
             )

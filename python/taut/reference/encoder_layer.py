@@ -41,7 +41,11 @@ def _check_linear(name, linear, numbers, rows, in_features, dtype):
         wanted = "(packed, scale, zero_point, codebook, bias)"
         raise ValueError(f"{_OP}: {name} must be {wanted}, got {len(linear)} values")
     out_features, bits, group_size, x_bits, x_group_size = numbers
-    check_choice(f"{_OP}, {name}", "x_group_size", x_group_size, GROUP_SIZES)
+    if x_group_size not in (0, group_size):
+        raise ValueError(
+            f"{_OP}: {name} must have an x_group_size of 0 or group_size = {group_size}, "
+            f"got {x_group_size}"
+        )
     x = torch.empty((rows, in_features), dtype=dtype, device="meta")
     op, (packed, scale, zero_point, codebook, bias) = f"{_OP}, {name}", linear
     if bits == 0:
@@ -96,8 +100,11 @@ def check_encoder_layer(
         if width is not None and own[0] != width:
             raise ValueError(f"{_OP}: {name} must have {width} out_features, got {own[0]}")
         _check_linear(name, linear, own, rows, depth, dtype)
-    integers = (inner_group_size >= 0, numbers[2][1], numbers[3][1])
-    if integers[0] and not (integers[1] and integers[2] and not glu):
+    if quantize_up and not (numbers[1][1] and numbers[2][1]):
+        raise ValueError(
+            f"{_OP}: quantize_up must be False unless out and up are low-bit, got True"
+        )
+    if inner_group_size >= 0 and (glu or not (numbers[2][1] and numbers[3][1])):
         raise ValueError(
             f"{_OP}: inner_group_size must be -1 unless up and down are low-bit without gates, "
             f"got {inner_group_size}"
