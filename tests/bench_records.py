@@ -20,7 +20,7 @@ def benchmark(stem, op, case, dtype, contender, seconds, **extra):
         "peer_version": None if role == "taut" else VERSION, "dtype": dtype, "device": "cpu",
         "isa": "avx512_bf16", "threads": 2, "variant": "avx512_bf16" if role == "taut" else None,
         "tokens": 4096, "flops": 0, "bytes": 0, "roof": None, "bandwidth": "memory",
-        "roof_share": None,
+        "roof_share": None, "processes": 5,
         "error": 1e-6, "allowed_error": 2e-6, "correct": True, **extra,
     }  # fmt: skip
     shares = [row["bytes"] / ROOFS["memory"] / seconds]
