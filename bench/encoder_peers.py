@@ -4,8 +4,9 @@ A setup takes a checkpoint's folder and a device and gives a function of a `Corp
 batches to their longest text, but for `unpadded`: what a skilled user writes in plain torch.
 """
 
+import contextlib
 import functools
-import os
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -232,16 +233,51 @@ def openvino(path, precision) -> Embed:
     return in_batches(hidden_of, "cpu")
 
 
+def _serve(connection, setup: Callable[..., Embed], arguments: tuple) -> None:
+    embed = setup(*arguments)
+    with contextlib.suppress(EOFError):
+        while True:
+            corpus = connection.recv()
+            try:
+                connection.send(embed(corpus))
+            except Exception as error:
+                connection.send(error)
+
+
+def in_its_own_process(setup: Callable[..., Embed], *arguments) -> Embed:
+    """The embedder that setup(*arguments) makes, in an interpreter of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(theirs, setup, arguments), daemon=True)
+    process.start()
+    theirs.close()
+
+    def embed(corpus):
+        ours.send(corpus)
+        answer = ours.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return embed
+
+
 def ctranslate2(path, compute_type) -> Embed:
-    os.environ.setdefault("KMP_BLOCKTIME", "0")  # as ONNX Runtime's spinning
+    """In a process of its own: its threads are a second team of torch's OpenMP, behind which that
+    lets all threads of the process sleep instead of wait for the next call."""
     import ctranslate2
 
     folder = new_folder() / "model"
     ctranslate2.converters.TransformersConverter(str(path)).convert(str(folder))
+    return in_its_own_process(_ctranslate2_of, str(folder), compute_type, torch.get_num_threads())
+
+
+def _ctranslate2_of(folder: str, compute_type: str, threads: int) -> Embed:
+    import ctranslate2
+
     encoder = ctranslate2.Encoder(
-        str(folder), device="cpu", compute_type=compute_type,
-        intra_threads=torch.get_num_threads(), inter_threads=1,
-    )  # fmt: skip
+        folder, device="cpu", compute_type=compute_type, intra_threads=threads, inter_threads=1
+    )
 
     def embed(corpus):
         rows = []

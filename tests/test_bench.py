@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import operator
 import subprocess
 import sys
 import time
@@ -214,6 +215,14 @@ def test_every_stem_has_cases(stem):
             assert case.op in OPS and OPS[case.op].stem == stem
             assert case.contenders[0].startswith("taut") and len(case.contenders) > 1
         assert not (case.quick and "torch compiled" in case.contenders), "takes seconds"
+
+
+def test_a_peer_in_its_own_process():
+    embed = encoder_peers.in_its_own_process(operator.attrgetter, "texts")
+    assert embed(encoder_peers.Corpus(["a", "b"], [[1], [2]])) == ["a", "b"]
+    with pytest.raises(AttributeError, match="texts"):
+        embed(3)
+    assert embed(encoder_peers.Corpus(["c"], [[1]])) == ["c"]
 
 
 def test_openvino_takes_padded_batches(monkeypatch):
