@@ -53,6 +53,11 @@ class Op:
         """The overload without its Python frame, for eager calls."""
         return self.overload._op
 
+    @functools.cached_property
+    def takes_lists(self) -> bool:
+        """Whether some argument is a list of tensors."""
+        return "Tensor[]" in self.schema or "Tensor?[]" in self.schema
+
     def complete(self, args: tuple) -> tuple:
         """`args` with the schema's defaults behind them: the dispatcher drops those on the way to
         a kernel written in Python."""
@@ -67,7 +72,7 @@ class Op:
         for argument, a in zip(self.overload._schema.arguments, args, strict=False):
             if isinstance(a, torch.Tensor):
                 found[argument.name] = a
-            elif isinstance(a, tuple | list):
+            elif isinstance(argument.type, torch.ListType) and isinstance(a, tuple | list):
                 each = enumerate(a)
                 found |= {
                     f"{argument.name}[{i}]": t for i, t in each if isinstance(t, torch.Tensor)
@@ -76,7 +81,7 @@ class Op:
                 raise TypeError(
                     f"{self.name}: {argument.name} must be a torch.Tensor, got NoneType"
                 )
-        first, like = next(iter(found.items()))
+        first, like = next(iter(found.items()), (None, None))
         for name, t in found.items():
             if t.layout != torch.strided:
                 raise ValueError(f"{self.name}: {name} must be strided, got {t.layout}")
@@ -142,7 +147,11 @@ def define(op: Op) -> None:
     if op.autocast:
         for device_type in ("cpu", "cuda"):
             _register_autocast(op, device_type)
-    _ = op.overload, op.entry  # now: torch.compile cannot trace a cached_property's first use
+    _ = (
+        op.overload,
+        op.entry,
+        op.takes_lists,
+    )  # now: torch.compile cannot trace a cached_property's first use
 
 
 def register_gpu(op: Op) -> str:

@@ -16,7 +16,6 @@ _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 # What the dispatcher says of an argument of the wrong type.
 _WRONG_TYPE = re.compile(r"Expected a value of type '(.+)' for argument '(\w+)' but instead found")
-_LISTS = (tuple, list)
 _TYPES = {
     "Tensor": "a torch.Tensor",
     "int": "an int",
@@ -40,11 +39,10 @@ def call(op: Op, *args):
     try:
         if op.refuses_grad and _is_grad_enabled():
             for a in args:
-                if isinstance(a, _Tensor):
-                    if a.requires_grad:
-                        _refuse_gradient(op, args)
-                elif type(a) in _LISTS:
+                if isinstance(a, _Tensor) and a.requires_grad:
                     _refuse_gradient(op, args)
+            if op.takes_lists:
+                _refuse_gradient(op, args)
         if _is_compiling():
             return op.overload(*args)
         if not op.has_gradient:
