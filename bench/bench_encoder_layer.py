@@ -72,7 +72,7 @@ def build(case: Case, device: torch.device) -> Work:
     wanted, allowed = exact, allowed_error(plain, exact)
     if low:
         parts = layer.native(hidden).parts
-        q, scale = layer.qkv.integers(hidden)
+        q, scale = layer.qkv.operand(hidden)
         args = hidden, q, scale, cu_seqlens, None, None, *parts, False
         wanted, allowed = reference.encoder_layer(*args)[0].double(), ALLOWED_INT8
 

@@ -101,7 +101,7 @@ def call_of(encoder, layer=0, quantize=False):
         parts = own.native(hidden, consumer).parts
     q = scale = None
     if quantize:
-        q, scale = own.qkv.integers(hidden)
+        q, scale = own.qkv.operand(hidden)
     cu_seqlens = cu_seqlens_of(LENGTHS)
     slopes = encoder.backbone.alibi_slopes
     return hidden, q, scale, cu_seqlens, slopes, None, *parts, quantize

@@ -116,13 +116,13 @@ def test_layers_hand_integers_on(bert, monkeypatch):
     """Between the layers no linear quantizes its own input: norms and GELU do."""
     quantized = bert.quantize("w8a8")
     made = []
-    original = LowbitLinear._operand
+    original = LowbitLinear.operand
 
     def watch(self, x):
         made.append(self)
         return original(self, x)
 
-    monkeypatch.setattr(LowbitLinear, "_operand", watch)
+    monkeypatch.setattr(LowbitLinear, "operand", watch)
     monkeypatch.setattr(NativeLayer, "native", lambda *_: None)  # which does the same in one call
     want = quantized.encode(TEXTS)
     layers = quantized.backbone.layers

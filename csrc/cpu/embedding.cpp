@@ -124,13 +124,13 @@ Tensor lowbit_embed_layer_norm(const Tensor& input_ids, const Optional& position
   EmbedRows* kernel = rows_kernel(dtype, op, "weight");
   check_dtype(word, ScalarType::Char, op, "word");
   EmbedParams p{};
-  const Optional scale = weight;
-  check_embed(op, dtype, input_ids, positions, token_type_ids, word, position, token_type, scale,
+  const Optional affine = weight;
+  check_embed(op, dtype, input_ids, positions, token_type_ids, word, position, token_type, affine,
               norm_bias, p.tables);
   check_rows(word_scale, word.size(0), 1, ScalarType::Float, op, "word_scale");
   check(word_scale.is_contiguous(), op, "word_scale must be contiguous");
   p.word_scale = static_cast<const float*>(word_scale.const_data_ptr());
-  Tensor out = run_embed(p, kernel, input_ids.size(0), word.size(1), dtype, scale, norm_bias, eps);
+  Tensor out = run_embed(p, kernel, input_ids.size(0), word.size(1), dtype, affine, norm_bias, eps);
   lowbit_embed_variant.record();
   return out;
 }

@@ -27,8 +27,6 @@ struct Linear {
   std::array<int64_t, kNumbers> numbers;
 
   bool lowbit() const { return numbers[1] != 0; }
-  const Tensor& packed() const { return *tensors[0]; }
-  const Optional& bias() const { return tensors[4]; }
 };
 
 // tensors: weight, bias, and those of what is quantized.
@@ -62,7 +60,7 @@ Linear linear_of(const Tensors& tensors, const std::vector<int64_t>& formats, si
 // by its own op.
 Rows given_to(const Linear& linear, const Rows& x) {
   const int64_t x_bits = linear.numbers[3], x_group_size = linear.numbers[4];
-  if (!linear.lowbit() || x.q || x_group_size == 0) return x;
+  if (x.q || x_group_size == 0) return x;
   auto [q, scale] = quantize_per_token(x.floats, std::nullopt, std::nullopt, x_bits, "absmax",
                                        false, x_group_size);
   return {x.floats, std::move(q), std::move(scale)};
@@ -70,10 +68,9 @@ Rows given_to(const Linear& linear, const Rows& x) {
 
 Tensor multiply(const Linear& linear, const Rows& rows, const std::string& activation) {
   const auto& [out_features, bits, group_size, x_bits, x_group_size] = linear.numbers;
-  if (!linear.lowbit())
-    return packed_linear(rows.floats, linear.packed(), linear.bias(), out_features, activation);
-  const Rows x = given_to(linear, rows);
   const Tensors& t = linear.tensors;
+  if (!linear.lowbit()) return packed_linear(rows.floats, *t[0], t[4], out_features, activation);
+  const Rows x = given_to(linear, rows);
   return lowbit_linear(x.best(), x.scale, *t[0], *t[1], t[2], t[3], t[4], out_features, bits,
                        group_size, x_bits, activation, std::nullopt, 0.0, x.floats.scalar_type());
 }
@@ -82,14 +79,14 @@ Rows multiply_and_normalize(const Linear& linear, const Rows& rows, const Tensor
                             const Norm& norm, bool quantize) {
   const auto& [out_features, bits, group_size, x_bits, x_group_size] = linear.numbers;
   const Tensors &t = linear.tensors, &n = norm.tensors;
-  const Rows x = given_to(linear, rows);
   if (!linear.lowbit())
-    return {packed_linear_layer_norm(x.floats, t[0].value(), t[4], residual, n[0], n[1], norm.eps),
-            std::nullopt, std::nullopt};
+    return {
+        packed_linear_layer_norm(rows.floats, *t[0], t[4], residual, n[0], n[1], norm.eps), {}, {}};
+  const Rows x = given_to(linear, rows);
   auto [out, q, scale] = lowbit_linear_layer_norm(x.best(), x.scale, *t[0], *t[1], t[2], t[3], t[4],
                                                   out_features, bits, group_size, x_bits, residual,
                                                   n[0], n[1], norm.eps, quantize, n[2], n[3]);
-  if (!quantize) return {std::move(out), std::nullopt, std::nullopt};
+  if (!quantize) return {std::move(out), {}, {}};
   return {std::move(out), std::move(q), std::move(scale)};
 }
 
@@ -139,7 +136,8 @@ std::tuple<Tensor, Tensor, Tensor> encoder_layer(
   const Rows x{hidden, q, scale};
   const Rows context{attention_of_rows(multiply(to_qkv, x, "none"), heads, cu_seqlens, alibi_slopes,
                                        relative_bias),
-                     std::nullopt, std::nullopt};
+                     {},
+                     {}};
   const Rows middle =
       multiply_and_normalize(to_out, context, hidden, {attention_norm, attention_eps}, quantize_up);
   const Rows inner = inner_of(to_inner, middle, activation, glu, inner_group_size);

@@ -293,7 +293,7 @@ class LowbitLinear(PackedModule):
             x = x * self.channel_scale
         return hadamard_transform(x.contiguous()) if self.hadamard else x
 
-    def _operand(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def operand(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A float x and None as the low-bit ops take them, or integers and their scales."""
         facts = self._facts
         if facts.kronecker:
@@ -311,10 +311,6 @@ class LowbitLinear(PackedModule):
             hadamard=self.hadamard,
             group_size=self.activation_group_size,
         )
-
-    def integers(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """q and scale that the ops take in place of a float x, where it `quantizes_first`."""
-        return self._operand(x)
 
     def _additions(self, x: torch.Tensor) -> torch.Tensor:
         """What the sparse and low-rank parts add, fp32; a row's result never depends on others."""
@@ -350,7 +346,7 @@ class LowbitLinear(PackedModule):
         facts, given = self._facts, x
         dtype = x.dtype if x_scale is None else out_dtype
         if x_scale is None:
-            x, x_scale = self._operand(x)
+            x, x_scale = self.operand(x)
         epilogue = "none" if facts.adds else activation
         out = call(_LINEAR, x, x_scale, *facts.operands, epilogue, None, facts.x_zero_point, dtype)
         if not facts.adds:
@@ -374,7 +370,7 @@ class LowbitLinear(PackedModule):
             out = self(x, activation, x_scale=x_scale, out_dtype=out_dtype)
             return quantize_per_token(out, group_size=group_size)
         if x_scale is None:
-            x, x_scale = self._operand(x)
+            x, x_scale = self.operand(x)
         return call(_LINEAR_QUANTIZE, x, x_scale, *facts.operands, activation, 8, group_size)
 
     def residual_layer_norm(
@@ -401,7 +397,7 @@ class LowbitLinear(PackedModule):
                 out, scale, shift, quant_weight=affine[0], quant_bias=affine[1], **shared
             )
         if x_scale is None:
-            x, x_scale = self._operand(x)
+            x, x_scale = self.operand(x)
         result = call(
             _LINEAR_LAYER_NORM,
             *(x, x_scale, *facts.operands, residual, scale, shift, norm.eps),

@@ -73,10 +73,9 @@ class Op:
             if isinstance(a, torch.Tensor):
                 found[argument.name] = a
             elif isinstance(argument.type, torch.ListType) and isinstance(a, tuple | list):
-                each = enumerate(a)
-                found |= {
-                    f"{argument.name}[{i}]": t for i, t in each if isinstance(t, torch.Tensor)
-                }
+                for i, t in enumerate(a):
+                    if isinstance(t, torch.Tensor):
+                        found[f"{argument.name}[{i}]"] = t
             elif a is None and isinstance(argument.type, torch.TensorType):
                 raise TypeError(
                     f"{self.name}: {argument.name} must be a torch.Tensor, got NoneType"
@@ -147,11 +146,8 @@ def define(op: Op) -> None:
     if op.autocast:
         for device_type in ("cpu", "cuda"):
             _register_autocast(op, device_type)
-    _ = (
-        op.overload,
-        op.entry,
-        op.takes_lists,
-    )  # now: torch.compile cannot trace a cached_property's first use
+    # Now: torch.compile cannot trace a cached_property's first use.
+    _ = op.overload, op.entry, op.takes_lists
 
 
 def register_gpu(op: Op) -> str:

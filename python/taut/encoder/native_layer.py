@@ -112,21 +112,20 @@ class NativeLayer(torch.nn.Module):
 
     def _gather(self, consumer) -> Native | None:
         linears = [self._modules[name] for name in LINEARS]
-        qkv, out, up, down = linears
+        qkv, _, up, down = linears
         low = [isinstance(linear, LowbitLinear) for linear in linears]
         quantize_up = low[1] and takes_rows_of_integers(up)
         chained = not self.glu and hands_integers_on(up, down)
         quantize = low[3] and takes_rows_of_integers(consumer)
-        given_floats = [(out, True), (up, not quantize_up), (down, not chained)]
         if low[0] and not (qkv.direct or qkv.quantizes_first):
             return None
-        for linear in linears:
-            if isinstance(linear, LowbitLinear) and linear.operands is None:
+        floats = (False, True, not quantize_up, not chained)  # what the op gives each
+        for linear, given_floats in zip(linears, floats, strict=True):
+            if not isinstance(linear, LowbitLinear):
+                continue
+            takes_floats = linear.direct or linear.quantizes_groups
+            if linear.operands is None or given_floats and not takes_floats:
                 return None
-        for linear, floats in given_floats:
-            if isinstance(linear, LowbitLinear) and floats:
-                if not (linear.direct or linear.quantizes_groups):
-                    return None
         norms = [self._modules[name] for name in NORMS]
         affine = up.migrated(norms[0]) if quantize_up else (None, None)
         next_affine = consumer.migrated(norms[1]) if quantize else (None, None)

@@ -79,7 +79,7 @@ class QuantizedLayer(NativeLayer):
             return self.one_by_one(state, cu_seqlens, alibi_slopes, relative_bias, plan)
         q, scale = state.q, state.scale
         if q is None and native.quantize_qkv:
-            q, scale = self._modules["qkv"].integers(state.hidden)
+            q, scale = self._modules["qkv"].operand(state.hidden)
         result = encoder_layer(
             state.hidden,
             cu_seqlens,
