@@ -75,14 +75,26 @@ def variant_of(isa, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("out_features, in_features", ((1, 1), (63, 2), (64, 33), (200, 100)))
-def test_pack_and_unpack(dtype, out_features, in_features):
+def test_pack_and_unpack(isa, dtype, out_features, in_features):
     weight = torch.randn(out_features, in_features).to(dtype)
     packed = taut.pack_weight(weight)
     assert packed.data_ptr() % 64 == 0
     assert torch.equal(packed, reference.pack_weight(weight))
     assert torch.equal(taut.unpack_weight(packed, out_features, in_features), weight)
-    assert torch.equal(taut.pack_weight(strided_rows(weight)), packed)
-    assert torch.equal(taut.pack_weight(weight.T.contiguous().T), packed)
+    transposed = weight.T.contiguous().T
+    for moved in (strided_rows(weight), strided_rows(weight, 6), misaligned(weight), transposed):
+        assert torch.equal(taut.pack_weight(moved), packed)
+
+
+@pytest.mark.parametrize(
+    "dtype, integers", ((torch.float32, torch.int32), (torch.bfloat16, torch.int16))
+)
+def test_packing_keeps_every_bit(isa, dtype, integers):
+    limits = torch.iinfo(integers)
+    bits = torch.randint(limits.min, limits.max, (70, 34), dtype=integers)
+    packed, wanted = (pack(bits.view(dtype)) for pack in (taut.pack_weight, reference.pack_weight))
+    assert torch.equal(packed.view(integers), wanted.view(integers))
+    assert torch.equal(taut.unpack_weight(packed, 70, 34).view(integers), bits)
 
 
 def test_packed_layout():

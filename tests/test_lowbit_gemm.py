@@ -91,7 +91,7 @@ def check_integers(rows, weight, x_zero_point=0.0, x_groups=1, bias=None, x=None
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("out_features, in_features", ((1, 1), (63, 3), (64, 64), (200, 130)))
-def test_pack_and_unpack(bits, out_features, in_features):
+def test_pack_and_unpack(isa, bits, out_features, in_features):
     codes = torch.randint(2**bits, (out_features, in_features), dtype=torch.uint8)
     string = pack_codes(codes, bits)
     packed = taut.pack_lowbit(string, bits, in_features)

@@ -7,6 +7,7 @@
 #include "cpu/gemm_tasks.h"
 #include "cpu/launchers.h"
 #include "cpu/tensor.h"
+#include "cpu/transpose_words.h"
 
 namespace taut {
 namespace {
@@ -29,6 +30,13 @@ template <class Element, int Step>
 struct Layout {
   using Bits = Element;
   static constexpr int kStep = Step;
+  // Whether a step of a channel is a word on either side: a panel is then a transposed matrix.
+  static bool is_words(const void* weight, int64_t channel_stride, int64_t depth) {
+    const auto whole = [](uint64_t bytes) { return bytes % sizeof(float) == 0; };
+    return Step * sizeof(Bits) == sizeof(float) && depth % Step == 0 &&
+           whole(reinterpret_cast<uintptr_t>(weight)) &&
+           whole(static_cast<uint64_t>(channel_stride) * sizeof(Bits));
+  }
   // Where element (channel, k) of a weight of so many steps lies in its packed form.
   static int64_t place(int64_t steps, int64_t channel, int64_t k) {
     const int64_t row = channel / kPanel * steps + k / Step;
@@ -65,17 +73,26 @@ Tensor pack_weight(const Tensor& weight) {
   const int64_t step = step_of(dtype, op, "weight");
   const int64_t channels = weight.size(0), depth = weight.size(1);
   const int64_t panels = divide_up(channels, kPanel), steps = divide_up(depth, step);
+  TransposeWords* transpose = TAUT_KERNEL(transpose_words);
   Tensor packed = step == 1 ? empty_cpu({panels, steps, kPanel}, dtype)
                             : empty_cpu({panels, steps, kPanel, 2}, dtype);
   with_layout(dtype, [&](auto layout) {
     using Bits = typename decltype(layout)::Bits;
+    constexpr int64_t kBytes = sizeof(Bits);
     const Bits* from = static_cast<const Bits*>(weight.const_data_ptr());
     Bits* to = static_cast<Bits*>(packed.mutable_data_ptr());
     const int64_t channel_stride = weight.stride(0), k_stride = weight.stride(1);
+    const bool words = k_stride == 1 && layout.is_words(from, channel_stride, depth);
     torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
       const int64_t last = std::min(end * kPanel, channels);
       if (last < end * kPanel || depth < steps * step)
         std::fill(to + begin * steps * kPanel * step, to + end * steps * kPanel * step, Bits{0});
+      for (int64_t panel = begin; words && panel < end; ++panel) {
+        const int64_t first = panel * kPanel;
+        transpose(from + first * channel_stride, channel_stride * kBytes, to + first * steps * step,
+                  kPanel * step * kBytes, std::min(kPanel, channels - first), steps);
+      }
+      if (words) return;
       for_panels(begin * kPanel, last, depth, [&](int64_t channel, int64_t k) {
         to[layout.place(steps, channel, k)] = from[channel * channel_stride + k * k_stride];
       });
@@ -104,13 +121,22 @@ Tensor unpack_weight(const Tensor& packed, int64_t channels, int64_t depth) {
   const char* op = "unpack_weight";
   const ScalarType dtype = packed.scalar_type();
   check_packed(packed, channels, depth, dtype, op);
+  TransposeWords* transpose = TAUT_KERNEL(transpose_words);
   Tensor weight = empty_cpu({channels, depth}, dtype);
   with_layout(dtype, [&](auto layout) {
     using Bits = typename decltype(layout)::Bits;
+    constexpr int64_t kBytes = sizeof(Bits);
     const int64_t steps = divide_up(depth, layout.kStep);
     const Bits* from = static_cast<const Bits*>(packed.const_data_ptr());
     Bits* to = static_cast<Bits*>(weight.mutable_data_ptr());
+    const bool words = layout.is_words(to, depth, depth);
     torch::stable::parallel_for(0, divide_up(channels, kPanel), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t panel = begin; words && panel < end; ++panel) {
+        const int64_t first = panel * kPanel;
+        transpose(from + first * steps * layout.kStep, kPanel * layout.kStep * kBytes,
+                  to + first * depth, depth * kBytes, steps, std::min(kPanel, channels - first));
+      }
+      if (words) return;
       for_panels(begin * kPanel, std::min(end * kPanel, channels), depth,
                  [&](int64_t channel, int64_t k) {
                    to[channel * depth + k] = from[layout.place(steps, channel, k)];

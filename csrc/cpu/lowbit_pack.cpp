@@ -6,6 +6,7 @@
 
 #include "cpu/gemm_tasks.h"
 #include "cpu/lowbit_arguments.h"
+#include "cpu/transpose_words.h"
 
 namespace taut {
 namespace {
@@ -14,62 +15,112 @@ namespace {
 // many codes at a time fill whole bytes.
 constexpr int64_t kCodes = 8;
 
+// The lowest `ones` of every `of` bits.
+constexpr uint64_t lowest(int ones, int of) {
+  return ones == 64 ? ~uint64_t{0}
+                    : ~uint64_t{0} / (~uint64_t{0} >> (64 - of)) * ((uint64_t{1} << ones) - 1);
+}
+
+// Eight codes side by side, as bytes: halves move apart, then quarters, then the codes.
+template <int Bits>
+uint64_t spread_codes(uint64_t x) {
+  x = (x | x << 4 * (8 - Bits)) & lowest(4 * Bits, 32);
+  x = (x | x << 2 * (8 - Bits)) & lowest(2 * Bits, 16);
+  return (x | x << (8 - Bits)) & lowest(Bits, 8);
+}
+template <int Bits>
+uint64_t gather_codes(uint64_t x) {
+  x = (x | x >> (8 - Bits)) & lowest(2 * Bits, 16);
+  x = (x | x >> 2 * (8 - Bits)) & lowest(4 * Bits, 32);
+  return (x | x >> 4 * (8 - Bits)) & lowest(8 * Bits, 64);
+}
+
+// At most `bytes`. A call of memcpy for a number unknown would cost more than the rest.
+template <int Count>
+void copy_bytes(void* to, const void* from, int64_t bytes) {
+  if (bytes >= Count)
+    std::memcpy(to, from, Count);
+  else
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+
 template <int Bits>
 void read_codes(const uint8_t* row, int64_t bytes, int64_t count, uint8_t* codes) {
   for (int64_t k = 0; k < count; k += kCodes, row += Bits, bytes -= Bits) {
     uint64_t word = 0;
-    std::memcpy(&word, row, static_cast<size_t>(std::min<int64_t>(Bits, bytes)));
-    for (int64_t i = 0; i < kCodes; ++i)
-      codes[k + i] = static_cast<uint8_t>(word >> (Bits * i) & ((1u << Bits) - 1));
+    copy_bytes<Bits>(&word, row, bytes);
+    word = spread_codes<Bits>(word);
+    std::memcpy(codes + k, &word, kCodes);
   }
 }
 
 template <int Bits>
 void write_codes(const uint8_t* codes, int64_t count, uint8_t* row, int64_t bytes) {
   for (int64_t k = 0; k < count; k += kCodes, row += Bits, bytes -= Bits) {
-    uint64_t word = 0;
-    for (int64_t i = 0; i < kCodes; ++i) word |= uint64_t{codes[k + i]} << (Bits * i);
-    std::memcpy(row, &word, static_cast<size_t>(std::min<int64_t>(Bits, bytes)));
+    uint64_t word;
+    std::memcpy(&word, codes + k, kCodes);
+    word = gather_codes<Bits>(word);
+    copy_bytes<Bits>(row, &word, bytes);
   }
 }
 
-// Where a quad, the codes of four input features of a channel, lies in a panel.
+// A block of a channel, 64 codes, to its words in a panel, and back. A word has four codes, a quad,
+// side by side in bytes, and as many quads one above the other as fit; of 3 bits the upper one lies
+// in words of its own.
 template <int Bits>
-struct PackedQuad {
-  static constexpr int kLowBits = Bits == 3 ? 2 : Bits, kSharing = 8 / kLowBits;
-  static constexpr uint32_t kEach = 0x01010101u;
-  int64_t low, top;  // bytes; top is for 3 bits only
-  int low_shift, top_shift;
+struct Block {
+  static constexpr int kQuads = kLowbitBlock / 4, kWords = 2 * Bits;
+  static constexpr int kLowBits = Bits == 3 ? 2 : Bits, kLowWords = 2 * kLowBits;
+  static constexpr int kSharing = kQuads / kLowWords, kTopSharing = 8;
+  static constexpr uint32_t kEach = 0x01010101u, kLow = kEach * ((1u << kLowBits) - 1);
 
-  PackedQuad(int64_t channel, int64_t k) {
-    const int64_t block = k / kLowbitBlock * 2 * Bits, quad = k % kLowbitBlock / 4;
-    const auto place = [&](int64_t row) { return ((block + row) * kLowbitPanel + channel) * 4; };
-    low = place(quad / kSharing);
-    low_shift = static_cast<int>(kLowBits * (quad % kSharing));
-    top = place(4 + quad / 8);
-    top_shift = static_cast<int>(quad % 8);
+  static void pack(const uint8_t* codes, uint32_t* words) {
+    uint32_t quads[kQuads];
+    std::memcpy(quads, codes, sizeof(quads));
+    uint32_t made[kWords] = {};  // in registers, once unrolled
+#pragma GCC unroll 16
+    for (int q = 0; q < kQuads; ++q) {
+      made[q / kSharing] |= (quads[q] & kLow) << kLowBits * (q % kSharing);
+      if (Bits == 3)
+        made[kLowWords + q / kTopSharing] |= (quads[q] >> 2 & kEach) << q % kTopSharing;
+    }
+    std::memcpy(words, made, sizeof(made));
   }
-  // Where all bits are 0.
-  void set(uint8_t* panel, uint32_t codes) const {
-    add(panel + low, (codes & kEach * ((1u << kLowBits) - 1)) << low_shift);
-    if constexpr (Bits == 3) add(panel + top, (codes >> 2 & kEach) << top_shift);
+  static void unpack(const uint32_t* words, uint8_t* codes) {
+    uint32_t quads[kQuads];
+    for (int q = 0; q < kQuads; ++q) {
+      quads[q] = words[q / kSharing] >> kLowBits * (q % kSharing) & kLow;
+      if (Bits == 3)
+        quads[q] |= (words[kLowWords + q / kTopSharing] >> q % kTopSharing & kEach) << 2;
+    }
+    std::memcpy(codes, quads, sizeof(quads));
   }
-  uint32_t get(const uint8_t* panel) const {
-    uint32_t codes = load(panel + low) >> low_shift & kEach * ((1u << kLowBits) - 1);
-    if constexpr (Bits == 3) codes |= (load(panel + top) >> top_shift & kEach) << 2;
-    return codes;
+};
+
+// A panel by channels, and how it lies in a packed weight: transposed, by words.
+template <int Bits>
+class Panel {
+ public:
+  explicit Panel(int64_t blocks)
+      : words_(blocks * Block<Bits>::kWords), data_(static_cast<size_t>(kLowbitPanel * words_)) {}
+
+  uint32_t* block(int64_t channel, int64_t block) {
+    return data_.data() + channel * words_ + block * Block<Bits>::kWords;
+  }
+  void write(uint8_t* packed, int64_t panel) {
+    transpose_(data_.data(), 4 * words_, packed + panel * bytes(), kRowBytes, kLowbitPanel, words_);
+  }
+  void read(const uint8_t* packed, int64_t panel) {
+    transpose_(packed + panel * bytes(), kRowBytes, data_.data(), 4 * words_, words_, kLowbitPanel);
   }
 
  private:
-  static uint32_t load(const uint8_t* from) {
-    uint32_t word;
-    std::memcpy(&word, from, 4);
-    return word;
-  }
-  static void add(uint8_t* to, uint32_t bits) {
-    const uint32_t word = load(to) | bits;
-    std::memcpy(to, &word, 4);
-  }
+  static constexpr int64_t kRowBytes = 4 * kLowbitPanel;
+  int64_t bytes() const { return words_ * kRowBytes; }
+
+  int64_t words_;
+  std::vector<uint32_t> data_;
+  TransposeWords* transpose_ = TAUT_KERNEL(transpose_words);
 };
 
 Tensor pack_lowbit(const Tensor& codes, int64_t bits, int64_t in_features) {
@@ -86,7 +137,6 @@ Tensor pack_lowbit(const Tensor& codes, int64_t bits, int64_t in_features) {
   const int64_t panels = divide_up(channels, kLowbitPanel);
   const int64_t blocks = divide_up(in_features, kLowbitBlock);
   Tensor packed = empty_cpu({panels, blocks, 2 * bits, kLowbitPanel, 4}, ScalarType::Byte);
-  const int64_t panel_bytes = blocks * 2 * bits * kLowbitPanel * 4;
   const uint8_t* from = static_cast<const uint8_t*>(codes.const_data_ptr());
   uint8_t* to = static_cast<uint8_t*>(packed.mutable_data_ptr());
   const int64_t row_stride = codes.stride(0), byte_stride = codes.stride(1);
@@ -96,9 +146,8 @@ Tensor pack_lowbit(const Tensor& codes, int64_t bits, int64_t in_features) {
       const int64_t features = blocks * kLowbitBlock;
       std::vector<uint8_t> row(static_cast<size_t>(bytes));
       std::vector<uint8_t> spread(static_cast<size_t>(features), 1 << (kBits - 1));
+      Panel<kBits> columns(blocks);
       for (int64_t panel = begin; panel < end; ++panel) {
-        uint8_t* out = to + panel * panel_bytes;
-        std::memset(out, 0, static_cast<size_t>(panel_bytes));
         for (int64_t n = 0; n < kLowbitPanel; ++n) {
           const int64_t channel = panel * kLowbitPanel + n;
           if (channel == channels) std::fill(spread.begin(), spread.end(), 1 << (kBits - 1));
@@ -110,12 +159,10 @@ Tensor pack_lowbit(const Tensor& codes, int64_t bits, int64_t in_features) {
                               spread.data());
             std::fill(spread.begin() + in_features, spread.end(), 1 << (kBits - 1));
           }
-          for (int64_t k = 0; k < features; k += 4) {
-            uint32_t quad;
-            std::memcpy(&quad, spread.data() + k, 4);
-            PackedQuad<kBits>(n, k).set(out, quad);
-          }
+          for (int64_t b = 0; b < blocks; ++b)
+            Block<kBits>::pack(spread.data() + b * kLowbitBlock, columns.block(n, b));
         }
+        columns.write(to, panel);
       }
     });
   });
@@ -126,23 +173,26 @@ Tensor unpack_lowbit(const Tensor& packed, int64_t bits, int64_t channels, int64
   const char* op = "unpack_lowbit";
   check_packed_lowbit(packed, bits, channels, in_features, op);
   const int64_t bytes = divide_up(in_features * bits, 8);
-  const int64_t features = divide_up(in_features, kLowbitBlock) * kLowbitBlock;
-  const int64_t panel_bytes = features * bits * kLowbitPanel / 8;
+  const int64_t blocks = divide_up(in_features, kLowbitBlock);
   Tensor codes = empty_cpu({channels, bytes}, ScalarType::Byte);
   const uint8_t* from = static_cast<const uint8_t*>(packed.const_data_ptr());
   uint8_t* to = static_cast<uint8_t*>(codes.mutable_data_ptr());
   with_width(bits, [&](auto width) {
     constexpr int kBits = decltype(width)::value;
-    torch::stable::parallel_for(0, channels, kLowbitPanel, [&](int64_t begin, int64_t end) {
+    const int64_t panels = divide_up(channels, kLowbitPanel);
+    torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+      const int64_t features = blocks * kLowbitBlock;
       std::vector<uint8_t> spread(static_cast<size_t>(features));
-      for (int64_t channel = begin; channel < end; ++channel) {
-        const uint8_t* panel = from + channel / kLowbitPanel * panel_bytes;
-        for (int64_t k = 0; k < features; k += 4) {
-          const uint32_t quad = PackedQuad<kBits>(channel % kLowbitPanel, k).get(panel);
-          std::memcpy(spread.data() + k, &quad, 4);
+      Panel<kBits> columns(blocks);
+      for (int64_t panel = begin; panel < end; ++panel) {
+        columns.read(from, panel);
+        const int64_t first = panel * kLowbitPanel;
+        for (int64_t n = 0; n < std::min(kLowbitPanel, channels - first); ++n) {
+          for (int64_t b = 0; b < blocks; ++b)
+            Block<kBits>::unpack(columns.block(n, b), spread.data() + b * kLowbitBlock);
+          std::fill(spread.begin() + in_features, spread.end(), 0);  // unused bits of the last byte
+          write_codes<kBits>(spread.data(), in_features, to + (first + n) * bytes, bytes);
         }
-        std::fill(spread.begin() + in_features, spread.end(), 0);  // unused bits of the last byte
-        write_codes<kBits>(spread.data(), in_features, to + channel * bytes, bytes);
       }
     });
   });

@@ -53,9 +53,9 @@ inline float* floats_of(const Tensor& t) { return static_cast<float*>(t.mutable_
 
 inline int64_t row_stride_or_0(const std::optional<Tensor>& t) { return t ? t->stride(0) : 0; }
 
-// How many rows are worth a task of their own: starting one costs as much as some 16384 elements.
+// How many rows are worth a task of their own: starting one costs as much as some 32768 elements.
 inline int64_t rows_per_task(int64_t columns) {
-  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns));
+  return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, columns));
 }
 
 // body(begin, end) over all rows, in parallel where there are enough of them; a thread gets one run
