@@ -304,6 +304,15 @@ def test_refusals_say_what_came():
             taut.varlen_attention_qkvpacked(t, cu, **change)
 
 
+@pytest.mark.parametrize("dtype", (torch.int8, torch.float64))
+def test_dtypes_that_are_offered_are_taken(dtype):
+    qkv = torch.ones(9, 3, 2, 16, dtype=dtype)
+    with pytest.raises((ValueError, RuntimeError)) as refusal:
+        taut.varlen_attention_qkvpacked(qkv, cu_seqlens_of((9,)))
+    offered, _, came = str(refusal.value).partition("got")
+    assert "float64" not in offered and str(dtype).removeprefix("torch.") in came
+
+
 def test_a_scale_of_zero_is_refused():
     qkv, cu_seqlens = torch.randn(4, 3, 1, 16), torch.tensor([0, 4], dtype=torch.int32)
     with pytest.raises(ValueError, match="softmax_scale must be"):

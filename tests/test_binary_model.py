@@ -360,9 +360,13 @@ def test_commands(authors, tmp_path):
     assert result.exit_code == 0, result.output
     assert f"SequenceClassifier, {kind}" in result.output
     assert float(result.output.split("random ids:")[1]) < 0.1
-    result = run(app, ["info", str(bits), "--tokens", "64"])
+    result = run(app, ["info", str(bits), "--tokens", "32"])
     assert result.exit_code == 0 and "FLOPs counted" in result.output, result.output
-    assert "a text of 64 tokens" in result.output
+    assert "a text of 32 tokens" in result.output
+    too_many = run(app, ["info", str(bits), "--tokens", "10000"]).exception
+    assert isinstance(too_many, taut.text_io.InputError) and "tokens must be at most" in str(
+        too_many
+    )
     result = run(app, ["encode", str(texts), "--model", str(bits), "--output", str(out)])
     assert result.exit_code == 0 and out.exists(), result.output
     assert SequenceClassifier.from_pretrained(bits).predict(TEXTS).shape == (len(TEXTS), 3)

@@ -20,6 +20,7 @@ import torch
 from taut.encoder import EncoderConfig, SequenceClassifier, checkpoint, quantized_files
 from taut.encoder.packed_binary import replace_modules
 
+TOKENS = 128  # of a text, in the papers
 MIB = 2**20
 # FLOPs per element of what stays fp32 between bits: scale, bias, residual; and of a LayerNorm: sum,
 # difference, square, sum, product, weight, bias.
@@ -128,15 +129,23 @@ def _binarized_rows(config: EncoderConfig, tokens: int) -> Iterator[tuple[str, s
     )
 
 
-def report(path: str, tokens: int = 128) -> dict[str, str]:
+def report(path: str, tokens: int | None = None) -> dict[str, str]:
     """What `taut info MODEL` prints: {what: value}, in its order. No weights are read.
 
     Args:
         path: a checkpoint directory or a model id.
-        tokens: of the text whose FLOPs are counted.
+        tokens: of the text whose FLOPs are counted; None: 128, or as many as the model takes.
+
+    Raises:
+        OSError, ValueError: files that are missing or unusable, more tokens than the model takes.
     """
     directory = checkpoint.resolve(path)
     config = checkpoint.read_config(directory)
+    most = config.max_tokens if config.architecture.positions else None
+    if tokens is None:
+        tokens = TOKENS if most is None else min(TOKENS, most)
+    if most is not None and tokens > most:
+        raise ValueError(f"tokens must be at most {most}, got {tokens}")
     quantization = quantized_files.quantization_config(directory)
     file_bytes = sum(file.stat().st_size for file in checkpoint.weight_files(directory))
     return dict(account(config, quantization, file_bytes, tokens))

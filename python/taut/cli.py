@@ -185,7 +185,14 @@ def info(
     model: Annotated[
         str | None, typer.Argument(help="Checkpoint directory or model id.", show_default=False)
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Length of the text that is counted.")] = 128,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Length of the text that is counted [default: 128, or all the model takes].",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Size and FLOPs of MODEL; without one, versions, instruction sets, and which native libraries
     loaded or why not."""
