@@ -2,7 +2,7 @@
 
 import torch
 
-from helpers import RAGGED_LENGTHS, cu_seqlens_of
+from helpers import RAGGED_LENGTHS, assert_close_by_comparison, cu_seqlens_of
 from taut.ops.binary_gemm import pack_binary_weight
 from taut.reference import binary_attention as reference
 from taut.reference.binary_gemm import pack_bits
@@ -43,6 +43,25 @@ def qk_inputs(lengths, dtype, heads=HEADS):
     return q, k, torch.randn(q.shape[0], heads, 64).to(dtype), cu
 
 
+def int8_inputs(lengths, heads=HEADS):
+    """(q, k, v, cu_seqlens, v_scale) with values of int8."""
+    q, k, _, cu = inputs(lengths, heads)
+    v = torch.randint(-128, 128, (q.shape[0], heads, 64)).to(torch.int8)
+    return q, k, v, cu, torch.rand(q.shape[0], 1)
+
+
+def scales_of_every_size(lengths, smallest, largest):
+    """(total_tokens, 1), powers of ten: sequences of zeros, of the smallest, of the largest and of
+    all sizes with zeros among them, in turn."""
+    parts = []
+    for i, length in enumerate((*lengths, BEHIND)):
+        sizes = smallest + (largest - smallest) * torch.rand(length, 1)
+        spread = (torch.full((length, 1), smallest), torch.full((length, 1), largest), sizes)
+        scales = 10.0 ** spread[(i - 1) % 4 % 3] * torch.rand(length, 1)
+        parts.append(scales * (torch.rand(length, 1) < (0, 1, 1, 0.9)[i % 4]))
+    return torch.cat(parts)
+
+
 def random_thresholds(rails):
     """None, and numbers around 0, for attention over HEADS heads."""
     shape = (HEADS, 64) if rails == 1 else (3, HEADS, 64)
@@ -75,3 +94,15 @@ def plain_qk_only(q, k, v, cu_seqlens, scale, slopes):
             scores = scores - (slopes[:, None, None] * (place[:, None] - place).abs()).to(v.dtype)
         out[begin:end] = (scores.softmax(2) @ v[begin:end].transpose(0, 1)).transpose(0, 1)
     return out
+
+
+def assert_int8_attention(out, q, k, v, cu_seqlens, v_scale, scale=0.125, slopes=None):
+    """`out` agrees with the reference, every sequence by its own largest value: scales may differ
+    from one to the next."""
+    wide = v.double() * v_scale[:, :, None]
+    exact = reference.binary_qk_attention(q, k, wide, cu_seqlens, scale, slopes)
+    plain = plain_qk_only(q, k, wide.to(out.dtype), cu_seqlens, scale, slopes)
+    offsets = cu_seqlens.tolist()
+    for rows in map(slice, offsets, offsets[1:]):
+        assert_close_by_comparison(out[rows], plain[rows], exact[rows])
+    assert (out[offsets[-1] :] == 0).all()

@@ -7,10 +7,13 @@ from binary_cases import (
     BEHIND,
     HEADS,
     MODES,
+    assert_int8_attention,
     inputs,
+    int8_inputs,
     plain_qk_only,
     qk_inputs,
     random_thresholds,
+    scales_of_every_size,
 )
 from helpers import assert_close_by_comparison, cu_seqlens_of
 from simt import attention as cuda_attention
@@ -101,7 +104,7 @@ def test_a_wrong_plan_stays_inside(offsets):
 
 def assert_qk_only(lengths, dtype, scale, slopes, schedule=0):
     q, k, v, cu = qk_inputs(lengths, dtype)
-    out = cuda.binary_qk_attention(q, k, v, cu, scale, slopes, schedule)
+    out = cuda.binary_qk_attention(q, k, v, cu, scale, slopes, schedule=schedule)
     exact = reference.binary_qk_attention(q, k, v.double(), cu, scale, slopes)
     assert_close_by_comparison(out, plain_qk_only(q, k, v, cu, scale, slopes), exact)
     assert (out[-BEHIND:] == 0).all()
@@ -133,3 +136,84 @@ def test_qk_only_of_malformed_offsets_is_nan():
     q, k, v, _ = qk_inputs((67,), torch.bfloat16)
     cu = torch.tensor([0, 50, 40, 70], dtype=torch.int32)
     assert cuda.binary_qk_attention(q, k, v, cu, 0.125).isnan().all()
+
+
+# ---- binary queries and keys, values of int8
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def attend_int8(q, k, v, cu, v_scale, dtype, scale=0.125, slopes=None, schedule=0):
+    """Compared with the reference."""
+    out = cuda.binary_qk_attention(q, k, v, cu, scale, slopes, v_scale, dtype, schedule=schedule)
+    assert_int8_attention(out, q, k, v, cu, v_scale, scale, slopes)
+    return out
+
+
+@pytest.mark.parametrize("alibi", (False, True))
+@pytest.mark.parametrize("dtype", HALVES)
+def test_int8_values(dtype, alibi):
+    slopes = torch.tensor([0.5, 0.02, 0.0]) if alibi else None
+    args = int8_inputs((0, 1, 63, 64, 65, 255, 256, 257))
+    for scale in (0.125, 1.5):
+        attend_int8(*args, dtype, scale, slopes)
+
+
+def test_int8_values_of_a_long_sequence():
+    attend_int8(*int8_inputs((1000, 3), 1), torch.bfloat16, 0.125, torch.tensor([0.01]))
+
+
+@pytest.mark.parametrize("schedule", build.SCHEDULES)
+def test_int8_values_in_every_schedule(schedule):
+    for dtype in HALVES:
+        attend_int8(*int8_inputs((70, 260)), dtype, 0.125, torch.rand(HEADS), schedule)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_int8_value_is_exact(dtype):
+    """Sequences of one token: the weight is 1."""
+    q, k = torch.zeros(2, 4, 1, dtype=torch.int64)
+    v = torch.arange(-128, 128).to(torch.int8).view(4, 1, 64)
+    scales = torch.tensor([[1.0], [0.5], [2.0], [256.0]])
+    out = cuda.binary_qk_attention(
+        q, k, v, cu_seqlens_of((1,) * 4), v_scale=scales, out_dtype=dtype
+    )
+    assert torch.equal(out.float(), v * scales[:, :, None])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "smallest", "largest"), ((torch.bfloat16, -37, 33), (torch.float16, -6, 2))
+)
+def test_scales_of_every_size(dtype, smallest, largest):
+    lengths = (70, 64, 5, 260, 33, 130)
+    args = int8_inputs(lengths)[:4]
+    out = attend_int8(*args, scales_of_every_size(lengths, smallest, largest), dtype)
+    assert (out[:70] == 0).all() and out[70:-BEHIND].any()
+
+
+def test_scales_that_are_nan_stay_in_their_sequence():
+    q, k, v, cu, v_scale = int8_inputs((40, 70, 20))
+    clean = cuda.binary_qk_attention(q, k, v, cu, v_scale=v_scale, out_dtype=torch.float16)
+    v_scale[40:110] = v_scale[130:] = float("nan")
+    out = cuda.binary_qk_attention(q, k, v, cu, v_scale=v_scale, out_dtype=torch.float16)
+    assert out[40:110].isnan().all() and torch.equal(out[:40], clean[:40])
+    assert torch.equal(out[110:], clean[110:])
+
+
+def test_views_of_int8_values():
+    q, k, v, cu, v_scale = int8_inputs((70, 20, 300))
+    wide = torch.full((q.shape[0], HEADS + 1, 96), 99, dtype=torch.int8)
+    wide[:, 1:, 16:80] = v
+    views = v, wide[:, 1:, 16:80]
+    both = [
+        cuda.binary_qk_attention(q, k, t, cu, v_scale=v_scale, out_dtype=torch.bfloat16)
+        for t in views
+    ]
+    assert not views[1].is_contiguous() and torch.equal(*both)
+
+
+def test_malformed_offsets_give_nan_with_int8_values():
+    q, k, v, _, v_scale = int8_inputs((67,))
+    cu = torch.tensor([0, 50, 40, 70], dtype=torch.int32)
+    out = cuda.binary_qk_attention(q, k, v, cu, v_scale=v_scale, out_dtype=torch.float16)
+    assert out.isnan().all()

@@ -116,6 +116,13 @@ INSTRUCTIONS = {
         "": [r"BMMA\.168128\.AND\.POPC", r"HMMA\.16816\.F32.*", r"LDSM\.16\.MT88\.4"]
         + [r"LDGSTS\.E\.BYPASS\.128.*", r"MUFU\.EX2"]
     },
+    **{
+        f"binary_qk_attention_kernel<BinaryQkShape<{out}, signed char, {tiles}> >": {
+            "": [r"HMMA\.16816\.F32\.BF16", r"F2FP\.BF16.*", r"LDGSTS\.E", r"PRMT"]
+        }
+        for out in ("bf16", "f16")
+        for tiles in (1, 2)
+    },
     "binary_linear_kernel": {
         "": [r"BMMA\.168256\.AND\.POPC", r"LDGSTS\.E\.64.*", r"LDGSTS\.E\.BYPASS\.128.*"]
     },
@@ -264,6 +271,27 @@ def test_scores_become_bits_by_one_shift_each(compiled):
             tiles = 2 if named[1] == "long" else 1
             scores = bodies * 256 * 16 * tiles // 32
             assert shifts == scores + 5 * transpositions, f"{kernel.name} for sm_{architecture}"
+    assert found == 8
+
+
+def test_values_of_int8_are_widened_once(compiled):
+    """Beside what 16-bit values take, a turn of attention with int8 values multiplies every weight
+    by a scale, and its 128 threads turn 64 x 64 bytes into bf16 by a permutation and a subtraction
+    each and half a conversion and a quarter of an inversion: 32 a thread."""
+    found = 0
+    for kernels in compiled.values():
+        by_name = {kernel.name: kernel for kernel in kernels}
+        for kernel in kernels:
+            if "BinaryQkShape" not in kernel.name or "signed char" not in kernel.name:
+                continue
+            found += 1
+            scores = 32 * int(kernel.name[-4])
+            plain = by_name[re.sub(r"<b?f16, signed char", "<bf16, bf16", kernel.name)]
+            (loop,), (least,) = map(Counter, kernel.loops), map(Counter, plain.loops)
+            assert loop["PRMT"] - least["PRMT"] == 32
+            assert loop["MUFU.EX2"] == least["MUFU.EX2"] == scores
+            assert sum(loop.values()) - sum(least.values()) < scores + 2.75 * 32 + 40
+            assert not any(name.startswith("I2F") for name in loop)
     assert found == 8
 
 

@@ -50,7 +50,7 @@ class AttentionInputs {
     const int64_t last = t.dim() - 1;
     bool fits = t.stride(last) == 1 && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
     for (int64_t i = 0; i < last; ++i)
-      fits = fits && t.stride(i) % 8 == 0 && t.stride(i) < int64_t{1} << 31;
+      fits = fits && t.stride(i) * t.element_size() % 16 == 0 && t.stride(i) < int64_t{1} << 31;
     if (fits || t.numel() == 0) return t;
     const Tensor compact = torch::stable::contiguous(t);
     const bool aligned = reinterpret_cast<uintptr_t>(compact.const_data_ptr()) % 16 == 0;

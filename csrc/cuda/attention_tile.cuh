@@ -107,15 +107,20 @@ class RowCopies {
     }
   }
 
+  // use(row, column) for the chunks that this thread copies; the loop is unrolled `unrolled` times.
+  template <int unrolled, class Use>
+  __device__ __forceinline__ void for_chunks(const Use& use) const {
+#pragma unroll unrolled
+    for (int i = 0; i < ROWS / kStep * (kChunks / kLanes); ++i)
+      use(row_ + i % (ROWS / kStep) * kStep, column_ + i / (ROWS / kStep) * kLanes * 8);
+  }
+
   // Adds the bias to the chunks that this thread copied; they have arrived.
   __device__ __forceinline__ void add_bias(T* tile, int head_dim) const {
     if (from_.bias == nullptr) return;
-#pragma unroll 1
-    for (int i = 0; i < ROWS / kStep * (kChunks / kLanes); ++i) {
-      const int row = row_ + i % (ROWS / kStep) * kStep;
-      const int column = column_ + i / (ROWS / kStep) * kLanes * 8;
+    for_chunks<1>([&](int row, int column) {
       const int head = head_ + (row >> log2_rows_);
-      if (column >= head_dim || head >= heads_) continue;
+      if (column >= head_dim || head >= heads_) return;
       const T* bias =
           static_cast<const T*>(from_.bias) + int64_t{head / heads_per_kv_} * head_dim + column;
       uint32_t* target = reinterpret_cast<uint32_t*>(tile + row * kPitch<D> + column);
@@ -125,7 +130,7 @@ class RowCopies {
         target[j] = ptx::pack<T>(ptx::low_of<T>(x) + ptx::to_float(bias[2 * j]),
                                  ptx::high_of<T>(x) + ptx::to_float(bias[2 * j + 1]));
       }
-    }
+    });
   }
 
  private:

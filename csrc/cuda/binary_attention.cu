@@ -1,5 +1,5 @@
-// Launchers of attention over packed signs on CUDA. Devices without products of bits, and values of
-// fp32 and int8, go on to Triton.
+// Launchers of attention over packed signs on CUDA. Devices without products of bits, and outputs
+// of fp32, go on to Triton.
 #include "cuda/attention_arguments.h"
 #include "cuda/binary_arguments.h"
 #include "cuda/binary_attention_launch.cuh"
@@ -98,20 +98,26 @@ Tensor binary_qk_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                            std::optional<ScalarType> out_dtype) {
   const char* op = "binary_qk_attention";
   BinaryAttentionCall call(op, q, cu_seqlens, softmax_scale);
-  const ScalarType dtype = v.scalar_type();
-  check(dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, op,
-        "v must be bfloat16 or float16, got ", dtype_name(dtype));
-  check(!v_scale, op, "v_scale must be None unless v is int8");
-  check(!out_dtype || *out_dtype == dtype, op, "out_dtype must be that of v");
+  const ScalarType type = v.scalar_type(), dtype = out_dtype.value_or(type);
+  const bool is_int8 = type == ScalarType::Char;
+  check(is_int8 == v_scale.has_value(), op, "v_scale must be given with v of int8, and only then");
+  check(!is_int8 || out_dtype, op, "out_dtype must be given with v of int8");
+  check(is_int8 || dtype == type, op, "out_dtype must be that of v, ", dtype_name(type), ", got ",
+        dtype_name(dtype));
+  check(dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, op, is_int8 ? "out_dtype" : "v",
+        " must be bfloat16 or float16, got ", dtype_name(dtype));
   check(
       v.dim() == 3 && v.size(0) == call.tokens && v.size(1) == call.heads && v.size(2) == kChannels,
       op, "v must be (", call.tokens, ", ", call.heads, ", 64), got ", shape_of(v));
   Inputs inputs(op, call.device);
-  AttentionInputs values(op, call.device, kChannels, dtype);
+  AttentionInputs values(op, call.device, kChannels, type);
   BinaryQkAttentionParams p{};
   p.q = bit_rows(q, call.tokens, call.heads, call.device, op, "q");
   p.k = bit_rows(k, call.tokens, call.heads, call.device, op, "k");
   p.v = values.rows(v, "v");
+  if (is_int8) p.v.token_stride /= 2, p.v.head_stride /= 2;
+  p.v_scale = static_cast<const float*>(
+      inputs.matrix(v_scale, call.tokens, 1, ScalarType::Float, "v_scale"));
   p.batch = call.batch;
   p.scale = static_cast<float>(softmax_scale);
   p.alibi_slopes = static_cast<const float*>(
@@ -133,7 +139,9 @@ void boxed(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
 void boxed_qk(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
   const char* op = "binary_qk_attention";
   const FirstTensor values(stack + 2);
-  if (values.is_half() && has_bit_products(FirstTensor(stack)))
+  const bool is_served =
+      values.is_half() || (values.is_int8() && optional_dtype(stack + 7) != ScalarType::Float);
+  if (is_served && has_bit_products(FirstTensor(stack)))
     return TORCH_BOX(&binary_qk_attention)(stack, inputs, outputs);
   call_triton(op, stack);
 }

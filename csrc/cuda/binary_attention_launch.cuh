@@ -24,16 +24,22 @@ void launch_binary_attention(const BinaryAttentionParams& p, const Launch& launc
   launch_binary_attention_of<false>(p, launch);
 }
 
-template <class T, class Launch>
-void launch_binary_qk_attention(const BinaryQkAttentionParams& p, const Launch& launch) {
-  using Long = BinaryQkShape<T, 2>;
-  using Short = BinaryQkShape<T, 1>;
+template <class T, class Value, class Launch>
+void launch_binary_qk_attention_of(const BinaryQkAttentionParams& p, const Launch& launch) {
+  using Long = BinaryQkShape<T, Value, 2>;
+  using Short = BinaryQkShape<T, Value, 1>;
   const int64_t units = int64_t{p.batch.plan_items} * p.batch.heads;
   if (p.batch.total > kShortLength)
     launch("binary_qk_attention", binary_qk_attention_kernel<Long>, Long::kThreads,
            Long::kSharedBytes, units, p);
   launch("binary_qk_attention", binary_qk_attention_kernel<Short>, Short::kThreads,
          Short::kSharedBytes, units, p);
+}
+
+template <class T, class Launch>
+void launch_binary_qk_attention(const BinaryQkAttentionParams& p, const Launch& launch) {
+  if (p.v_scale != nullptr) return launch_binary_qk_attention_of<T, int8_t>(p, launch);
+  launch_binary_qk_attention_of<T, T>(p, launch);
 }
 
 }  // namespace taut

@@ -35,7 +35,9 @@ struct BinaryAttentionParams {
 
 struct BinaryQkAttentionParams {
   BitRows q, k;
-  AttentionRows v;  // (total, heads, 64), of the type of out
+  // (total, heads, 64), of the type of out, or int8 with strides in pairs and a scale per token.
+  AttentionRows v;
+  const float* v_scale;  // (total,), null unless v is int8
   BinaryBatch batch;
   float scale;
   const float* alibi_slopes;  // (heads,) or null

@@ -24,6 +24,7 @@ struct FirstTensor {
   bool is_half() const {
     return dtype == aoti_torch_dtype_bfloat16() || dtype == aoti_torch_dtype_float16();
   }
+  bool is_int8() const { return dtype == aoti_torch_dtype_int8(); }
   // Columns of a matrix; 0 of anything else.
   int64_t columns() const {
     int64_t dimensions = 0, columns = 0;
@@ -32,6 +33,13 @@ struct FirstTensor {
     return columns;
   }
 };
+
+// An optional dtype as it lies on the stack, which stays as it is.
+inline std::optional<ScalarType> optional_dtype(const StableIValue* stack) {
+  const auto* dtype = torch::stable::detail::to<const StableIValue*>(stack[0]);
+  if (dtype == nullptr) return std::nullopt;
+  return torch::stable::detail::to<ScalarType>(*dtype);
+}
 
 // The op of this name in namespace taut_triton (see registry.py).
 inline void call_triton(const char* op, StableIValue* stack) {

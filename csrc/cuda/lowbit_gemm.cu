@@ -341,7 +341,7 @@ bool is_served(const StableIValue* stack, bool finishes_rows) {
   if (!x.is_on_sm80()) return false;
   const int64_t most = most_quantize_columns(x.device);
   if (finishes_rows && torch::stable::detail::to<int64_t>(stack[kOutFeatures]) > most) return false;
-  if (x.dtype == aoti_torch_dtype_int8()) return true;
+  if (x.is_int8()) return true;
   const bool quantizes = torch::stable::detail::to<int64_t>(stack[kXBits]) != 0;
   return quantizes ? x.columns() <= most : x.is_half();
 }

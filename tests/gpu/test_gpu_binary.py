@@ -10,13 +10,16 @@ from binary_cases import (
     HEADS,
     LENGTHS,
     MODES,
+    assert_int8_attention,
     inputs,
+    int8_inputs,
     plain_qk_only,
     qk_inputs,
     random_bits,
     random_thresholds,
     random_weight,
     random_words,
+    scales_of_every_size,
     some_zeros,
 )
 from helpers import assert_close_by_comparison, cu_seqlens_of, strided_rows
@@ -179,6 +182,31 @@ def test_small_qk_only(dtype, alibi):
         assert (out[-BEHIND:] == 0).all()
 
 
+@pytest.mark.parametrize("alibi", (False, True))
+@pytest.mark.parametrize("dtype", HALVES)
+def test_small_qk_only_with_int8_values(dtype, alibi):
+    args = int8_inputs(LENGTHS)
+    slopes = torch.tensor([0.5, 0.02, 0.0]) if alibi else None
+    smallest, largest = (-6, 2) if dtype == torch.float16 else (-37, 33)
+    scales = scales_of_every_size(LENGTHS, smallest, largest)
+    for v_scale in (args[4], scales):
+        given = (*args[:4], v_scale)
+        q, k, v, cu, on_device = on_gpu(*given)
+        out = taut.binary_attention(
+            q, k, v, cu, mode="qk_only", v_scale=on_device, out_dtype=dtype,
+            alibi_slopes=slopes.cuda() if alibi else None,
+        )  # fmt: skip
+        server("binary_qk_attention")
+        assert_int8_attention(out.cpu(), *given, slopes=slopes)
+        wide = torch.zeros(v.shape[0], HEADS + 1, 75, dtype=torch.int8, device="cuda")
+        wide[:, 1:, 11:] = v
+        again = taut.binary_attention(
+            q, k, wide[:, 1:, 11:], cu, mode="qk_only", v_scale=on_device, out_dtype=dtype,
+            alibi_slopes=slopes.cuda() if alibi else None,
+        )  # fmt: skip
+        assert torch.equal(again, out)
+
+
 def test_small_malformed_offsets_are_reported():
     q, k, v = random_words(3, 70, HEADS).cuda()
     cu = torch.tensor([0, 50, 40, 70], dtype=torch.int32, device="cuda")
@@ -193,6 +221,12 @@ def test_what_is_not_native_goes_to_triton():
     out = taut.binary_attention(q, k, v, cu, mode="qk_only")
     assert last_cuda_variant("binary_qk_attention") == "triton"
     assert (out - exact).abs().max() < 1e-5
+    q, k, v, cu, v_scale = on_gpu(*int8_inputs((70,)))
+    rest = {"v_scale": v_scale, "out_dtype": torch.float32}
+    exact = reference.binary_qk_attention(q, k, v.double(), cu, **rest)
+    out = taut.binary_attention(q, k, v, cu, mode="qk_only", **rest)
+    assert last_cuda_variant("binary_qk_attention") == "triton"
+    assert (out - exact).abs().max() < 1e-3
 
 
 def natural_case():

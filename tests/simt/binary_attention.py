@@ -43,6 +43,7 @@ QkParams = structure(
     "QkParams",
     *fields(BitRows, "q k"),
     ("v", attention.Rows),
+    ("v_scale", POINTER),
     ("batch", Batch),
     ("scale", FLOAT),
     *fields(POINTER, "alibi_slopes out"),
@@ -79,14 +80,19 @@ def binary_attention(
     return out
 
 
-def binary_qk_attention(q, k, v, cu_seqlens, softmax_scale, alibi_slopes=None, schedule=0):
+def binary_qk_attention(
+    q, k, v, cu_seqlens, softmax_scale=0.125, alibi_slopes=None, v_scale=None, out_dtype=None,
+    schedule=0,
+):  # fmt: skip
     tokens, heads = q.shape
     plan = attention.plan(cu_seqlens, cu_seqlens, tokens, tokens, schedule)
-    out = torch.full((tokens, heads, WORD), 77.0, dtype=v.dtype)
-    rows = attention.Rows(v.data_ptr(), None, v.stride(0), v.stride(1))
-    p = QkParams(_rows(q), _rows(k), rows, _batch(tokens, heads, cu_seqlens, plan))
+    out = torch.full((tokens, heads, WORD), 77.0, dtype=out_dtype or v.dtype)
+    pairs = 2 if v.dtype == torch.int8 else 1
+    rows = attention.Rows(v.data_ptr(), None, v.stride(0) // pairs, v.stride(1) // pairs)
+    p = QkParams(_rows(q), _rows(k), rows, pointer_of(v_scale))
+    p.batch = _batch(tokens, heads, cu_seqlens, plan)
     p.scale, p.alibi_slopes, p.out = softmax_scale, pointer_of(alibi_slopes), out.data_ptr()
-    memory = memory_of((q, k, v, cu_seqlens, plan, alibi_slopes), (out,))
-    kind = attention.KINDS[v.dtype]
+    memory = memory_of((q, k, v, cu_seqlens, plan, alibi_slopes, v_scale), (out,))
+    kind = attention.KINDS[out.dtype]
     call("binary_attention", "binary_qk_attention", p, memory, kind, schedule=schedule)
     return out
