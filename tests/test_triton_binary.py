@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from binary_cases import plain_qk_only, random_words
+from binary_cases import (
+    assert_int8_attention,
+    int8_inputs,
+    plain_qk_only,
+    random_words,
+    scales_of_every_size,
+)
 from helpers import cu_seqlens_of, strided_rows
 from taut.ops.binary_gemm import pack_binary_weight
 from taut.reference.binary_gemm import pack_bits
@@ -131,3 +137,13 @@ def test_qk_attention_with_int8_values(dtype):
     plain = plain_qk_only(q, k, (v * v_scale[:, :, None]).to(dtype), cu, 0.2, None)
     args = q, k, v, cu, 0.2, None, v_scale, dtype
     assert_agrees("binary_qk_attention", *args, plain=(plain,))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_qk_attention_with_scales_of_every_size(dtype):
+    lengths = (20, 64, 5, 70)
+    q, k, v, cu, _ = int8_inputs(lengths)
+    smallest, largest = (-6, 2) if dtype == torch.float16 else (-37, 33)
+    v_scale = scales_of_every_size(lengths, smallest, largest)
+    (out,) = launch("binary_qk_attention", q, k, v, cu, 0.125, None, v_scale, dtype)
+    assert_int8_attention(out, q, k, v, cu, v_scale)

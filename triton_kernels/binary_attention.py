@@ -172,10 +172,13 @@ def binary_qk_attention(q, k, v, cu_seqlens, softmax_scale, alibi_slopes, v_scal
     v = row_strided(v)
     tokens, heads = q.shape
     out = v.new_empty(v.shape, dtype=out_dtype or v.dtype)
+    # Weights times any scale are in the range of bf16, not of fp16.
+    scaled_half = v.dtype == torch.int8 and out.dtype == torch.float16
     if out.numel():
         _binary_qk_attention_kernel[_grid(q, cu_seqlens)](
             q, k, v, vector(v_scale), cu_seqlens.contiguous(), vector(alibi_slopes), out,
             cu_seqlens.shape[0] - 1, tokens, heads, softmax_scale,
-            *q.stride(), *k.stride(), *v.stride()[:2], DOT=dot_type(out.dtype), WORD=WORD, **_TILE,
+            *q.stride(), *k.stride(), *v.stride()[:2],
+            DOT=dot_type(torch.bfloat16 if scaled_half else out.dtype), WORD=WORD, **_TILE,
         )  # fmt: skip
     return out
