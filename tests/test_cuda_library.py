@@ -128,15 +128,18 @@ import torch
 ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
 import taut.op
 from taut.registry import OPS
-from test_calls import CU_SEQLENS, VALID
+from test_calls import CU_SEQLENS, HEADS, VALID
 cuda = ctypes.CDLL(sys.argv[2])
 cuda.taut_cuda_last_variant.restype = ctypes.c_char_p
+handed_on = set()
 
 def check(name, *args):
     op = OPS[name]
-    taut.op._triton_library.define(op.name + op.schema)
     run = lambda *args: op.reference(*op.complete(args))
-    taut.op._triton_library.impl(op.name, run, "CPU")
+    if name not in handed_on:
+        taut.op._triton_library.define(op.name + op.schema)
+        taut.op._triton_library.impl(op.name, run, "CPU")
+        handed_on.add(name)
     got = op.overload._op_dk(torch._C.DispatchKey.CUDA, *args)
     torch.testing.assert_close(got, run(*args), rtol=0, atol=0, equal_nan=True)
     assert cuda.taut_cuda_last_variant(name.encode()) == b"triton", name
@@ -148,10 +151,17 @@ saved = check("varlen_attention", *qkv.unbind(1), CU_SEQLENS, None, *options)
 check("varlen_attention_backward", qkv[:, 0], *qkv.unbind(1), *saved, CU_SEQLENS, None, *options)
 saved = check("varlen_attention_qkvpacked", qkv, None, CU_SEQLENS, *options)
 check("varlen_attention_qkvpacked_backward", qkv[:, 0], qkv, None, *saved, CU_SEQLENS, *options)
-for name in ("quantize_per_token", "layer_norm_quantize", "pack_bits", "unpack_bits"):
+for name in (
+    "quantize_per_token", "layer_norm_quantize", "pack_bits", "unpack_bits", "binary_attention",
+):
     op = OPS[name]
     names = [argument.name for argument in op.overload._schema.arguments]
     check(name, *(VALID[name].get(n) for n in names if n in VALID[name]))
+codes, scales = torch.ones(4, 2, 64).to(torch.int8), torch.rand(4, 1)
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    rest = CU_SEQLENS, 0.25, torch.ones(2)
+    check("binary_qk_attention", HEADS, HEADS, codes.to(dtype), *rest, None, None)
+    check("binary_qk_attention", HEADS, HEADS, codes, *rest, scales, dtype)
 """
 
 
