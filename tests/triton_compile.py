@@ -191,7 +191,8 @@ def compile_for(target: GPUTarget) -> None:
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        print(target.backend, target.arch, self.__name__, kernel.metadata.shared, flush=True)
+        int8 = kernel.asm.get("ptx", "").count(".s32.s8.s8.s32")  # of mma.sync
+        print(target.backend, target.arch, self.__name__, kernel.metadata.shared, int8, flush=True)
 
     triton.runtime.driver.set_active(CompileOnlyDriver(target))
     JITFunction.run = compile_only
