@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -223,10 +224,13 @@ def test_changed_weights_are_seen(tmp_path, natively, composed):
         lambda layer: setattr(layer.up, "bias", torch.rand_like(layer.up.bias)),
         lambda layer: layer.up.register_buffer("bias", torch.rand_like(layer.up.bias)),
         lambda layer: setattr(layer.output_norm.weight, "data", torch.rand(64)),
+        lambda layer: layer.attention_norm.bias.add_(torch.rand(64)),
+        lambda layer: layer.output_norm.weight.mul_(1 + torch.rand(64)),
         lambda layer: layer.to(torch.bfloat16).to(torch.float32),  # rounds the norms
     ):
         before = quantized.encode(TEXTS)
-        change(quantized.backbone.layers[0])
+        with torch.no_grad():
+            change(quantized.backbone.layers[0])
         after = quantized.encode(TEXTS)
         assert not torch.equal(after, before) and torch.equal(after, composed(quantized))
     moved = quantized.to(torch.bfloat16)
@@ -234,6 +238,18 @@ def test_changed_weights_are_seen(tmp_path, natively, composed):
     natively()
     for again in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
         assert torch.equal(again.encode(TEXTS), encoder.encode(TEXTS)) and natively() == 4
+
+
+@pytest.mark.parametrize("scheme", (None, "w8a8"))
+def test_threads_share_an_encoder(tmp_path, scheme):
+    encoder = encoder_of(tmp_path, scheme=scheme)
+    unused = pickle.dumps(encoder)  # what is made at first use is no part of it
+    want = encoder.encode(TEXTS)
+    for _ in range(3):
+        shared = pickle.loads(unused)
+        with ThreadPoolExecutor(4) as threads:
+            for out in threads.map(shared.encode, 4 * [TEXTS]):
+                assert torch.equal(out, want)
 
 
 def test_refuses_bad_arguments(tmp_path):

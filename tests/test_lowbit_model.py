@@ -76,6 +76,18 @@ def test_every_scheme_runs_saves_and_reloads_to_the_bit(bert, tmp_path, scheme):
         assert not model(torch.tensor([5, 6, 7]), cu_seqlens_of([3])).requires_grad
 
 
+@pytest.mark.parametrize("scheme", ("w8a8", "w4a4", "w4a16-g32", "ternary"))
+@pytest.mark.parametrize("used_before", (False, True))
+def test_a_quantized_encoder_compiles_whole(bert, scheme, used_before):
+    quantized, tokens = bert.quantize(scheme), bert.tokenize(TEXTS)
+    inputs = tokens.input_ids, tokens.cu_seqlens
+    with torch.no_grad():
+        if used_before:
+            quantized(*inputs)
+        compiled = torch.compile(quantized, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*inputs), quantized(*inputs))
+
+
 @pytest.mark.parametrize("kind", [*CONFIGS, "jina"])
 def test_every_architecture(tmp_path, kind):
     if kind == "jina":

@@ -109,7 +109,8 @@ class LowbitWeight:
         if self._packed is None:
             from taut.ops.lowbit_gemm import pack_lowbit
 
-            self._check_zero_points()
+            if not torch.compiler.is_compiling():  # a graph has no room for what depends on data
+                self._check_zero_points()
             self._packed = pack_lowbit(self.codes, self.bits, self.in_features)
         return self._packed
 

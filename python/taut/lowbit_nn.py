@@ -21,6 +21,11 @@ _LINEAR_QUANTIZE = registry.OPS["lowbit_linear_quantize"]
 _LINEAR_LAYER_NORM = registry.OPS["lowbit_linear_layer_norm"]
 
 
+def state_of(parameter: torch.Tensor) -> tuple:
+    """What changes when the parameter is written to or replaced."""
+    return parameter.data_ptr(), parameter.dtype, parameter.is_inference() or parameter._version
+
+
 class PackedModule(torch.nn.Module):
     """A module whose buffers keep their dtypes with `.to(dtype)`. What it makes of them at first use
     is no part of its state, and is forgotten when they move or change."""
@@ -273,14 +278,17 @@ class LowbitLinear(PackedModule):
         """Scale and shift that make `norm` give this layer's h, if they differ from its own."""
         if not self._facts.migrates:
             return None, None
-        weight = norm.weight
-        made_from = (weight.data_ptr(), weight.dtype)
+        if torch.compiler.is_compiling():  # the compiler cannot follow the cache
+            return self._migrate(norm)
+        made_from = (state_of(norm.weight), state_of(norm.bias))
         if self._migrated[0] != made_from:
-            scale, shift = weight.float(), norm.bias.float()
-            affine = (scale, shift - self.channel_shift)
-            affine = tuple((t * self.channel_scale).to(weight.dtype) for t in affine)
-            self._migrated = (made_from, affine)
+            self._migrated = (made_from, self._migrate(norm))
         return self._migrated[1]
+
+    def _migrate(self, norm: torch.nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = norm.weight.dtype
+        scale, shift = norm.weight.float(), norm.bias.float() - self.channel_shift
+        return (scale * self.channel_scale).to(dtype), (shift * self.channel_scale).to(dtype)
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
         """h of a float x, not quantized, fp32 (see the class)."""

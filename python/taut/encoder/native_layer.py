@@ -5,6 +5,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch.nn.modules import module as hooks
 
+from taut.lowbit_nn import state_of
 from taut.nn import PACKED_DTYPES, Linear, LowbitLinear
 from taut.ops.encoder_layer import LayerParts
 
@@ -51,6 +52,7 @@ class NativeLayer(torch.nn.Module):
     `heads`, `activation` and `glu`."""
 
     LINEAR_KINDS: ClassVar[tuple] = (Linear,)  # whose one by one is what the op computes
+    MIGRATES: ClassVar[bool] = False  # whether the op is given norms made of the layer's
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +103,9 @@ class NativeLayer(torch.nn.Module):
                 return None
             weight, bias = norm._parameters["weight"], norm._parameters["bias"]
             kept += weight, bias
-            numbers += norm.eps, weight is not None and weight.data_ptr()
+            numbers.append(norm.eps)
+            if self.MIGRATES:  # norms of which others are made
+                numbers += state_of(weight), state_of(bias)
         kept.append(consumer.operands if isinstance(consumer, LowbitLinear) else None)
         made_from = (*map(id, kept), *numbers)
         if made_from != self._made[0]:

@@ -56,6 +56,7 @@ class QuantizedLayer(NativeLayer):
     """
 
     LINEAR_KINDS = (Linear, LowbitLinear)
+    MIGRATES = True
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
