@@ -256,6 +256,16 @@ def test_an_encoder_of_bits_is_like_any_other(kind, tmp_path):
     assert again.quantization == {"scheme": "bits", "layers": {}}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_models_compile_whole(kind):
+    student, ids, cu = student_of(kind, taut.Encoder)
+    with torch.no_grad():
+        packed = binarize.convert(student)
+        want = packed(ids, cu)  # first: BiT's scales become numbers then
+        compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(ids, cu), want)
+
+
 def test_token_classifiers_and_encoders_of_classifiers(tmp_path):
     student, ids, cu = student_of("bibert", TokenClassifier)
     with torch.no_grad():

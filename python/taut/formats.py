@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from taut.reference._check import readable
+
 BITS = (2, 3, 4, 8)
 PANEL = 64  # output channels per panel of a packed weight, dense or low-bit
 WORD = 64  # signs per word of packed bits
@@ -109,13 +111,12 @@ class LowbitWeight:
         if self._packed is None:
             from taut.ops.lowbit_gemm import pack_lowbit
 
-            if not torch.compiler.is_compiling():  # a graph has no room for what depends on data
-                self._check_zero_points()
+            self._check_zero_points()
             self._packed = pack_lowbit(self.codes, self.bits, self.in_features)
         return self._packed
 
     def _check_zero_points(self) -> None:
-        if self.zero_point is None or not self.zero_point.is_cpu:
+        if self.zero_point is None or not readable(self.zero_point):
             return
         point = self.zero_point
         wrong = point[

@@ -40,8 +40,9 @@ def check_choice(op: str, name: str, value, accepted: tuple) -> None:
 
 def readable(t: torch.Tensor) -> bool:
     """Whether a check may look at the data of t: on a GPU the host would have to wait for it, and
-    the kernels there stay inside their memory whatever the data says."""
-    return t.device.type == "cpu"
+    the kernels there stay inside their memory whatever the data says; a graph that is compiled
+    cannot depend on it."""
+    return t.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_cu_seqlens(op: str, name: str, value, total_tokens: int) -> None:
