@@ -5,8 +5,10 @@
 // own: 8 of 8 bits, 4 of 4 bits, 2 of 2 bits, and for 3 bits one more row of top bits.
 #pragma once
 #include "cpu/isa/bytes.h"
+#include "cpu/isa/ints.h"
 #include "cpu/isa/reload.h"
 #include "cpu/lowbit_gemm.h"
+#include "cpu/transpose_words.h"
 
 namespace taut {
 namespace TAUT_ISA {
@@ -83,25 +85,27 @@ inline PanelConstants prepare_constants(const LowbitParams& p, int64_t panel,
   float* offset = scale + 3 * size;
   for (int64_t n = 0; n < kLowbitPanel; ++n)
     bias[n] = n < channels && p.bias ? element_at(p.bias, p.bias_type, first + n) : 0.0f;
-  if (channels < kLowbitPanel) std::memset(scale, 0, static_cast<size_t>(size) * sizeof(float));
-  const float* from = p.scale + first * p.groups;
-  for (int64_t n = 0; n < channels; ++n)
-    for (int64_t g = 0; g < p.groups; ++g) scale[g * kLowbitPanel + n] = from[n * p.groups + g];
-
+  // (channels, groups) to a row per group.
+  const auto by_groups = [&](const float* from, float* to) {
+    if (channels < kLowbitPanel) std::memset(to, 0, static_cast<size_t>(size) * sizeof(float));
+    transpose_words(from + first * p.groups, p.groups * 4, to, kLowbitPanel * 4, channels,
+                    p.groups);
+  };
+  by_groups(p.scale, scale);
   if (!p.zero_point) {
     for (int64_t i = 0; i < size; ++i) zero[i] = 1 << (p.bits - 1);
     return {bias, scale, zero, nullptr, p.x_zero_point != 0.0f ? offset : nullptr};
   }
-  bool whole = true;
-  std::memset(zero, 0, 2 * static_cast<size_t>(size) * sizeof(float));
-  from = p.zero_point + first * p.groups;
-  for (int64_t n = 0; n < channels; ++n)
-    for (int64_t g = 0; g < p.groups; ++g) {
-      const float point = from[n * p.groups + g], floor = __builtin_floorf(point);
-      zero[g * kLowbitPanel + n] = static_cast<int32_t>(floor);
-      fraction[g * kLowbitPanel + n] = point - floor;
-      whole = whole && point == floor;
-    }
+  by_groups(p.zero_point, fraction);
+  Vec most = Vec::zero();
+  for (int64_t i = 0; i < size; i += Vec::kWidth) {
+    const Vec point = Vec::load(fraction + i), near = round(point);
+    const Vec floor = select(point < near, near - Vec::set(1.0f), near), rest = point - floor;
+    store_ints(to_ints(floor), zero + i);
+    rest.store(fraction + i);
+    most = max(most, rest);
+  }
+  const bool whole = reduce_max(most) == 0.0f;
   return {bias, scale, zero, whole ? nullptr : fraction, p.x_zero_point != 0.0f ? offset : nullptr};
 }
 

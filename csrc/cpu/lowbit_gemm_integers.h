@@ -19,6 +19,7 @@ constexpr bool kShortProducts = true;  // 8-bit codes go by lowbit_shorts.h
 #else
 constexpr int kIntegerRows = 6, kIntegerVectors = 4;
 constexpr bool kShortProducts = false;
+#define TAUT_GROUPS_IN_REGISTERS
 #endif
 // Products in 16 bits need no masks: 12 sums, 2 vectors of codes, 1 of x, a product. A row alone
 // waits for the codes, and reads longer pieces of them at a time.
@@ -92,25 +93,25 @@ inline void add_group(const LowbitParams& p, const IntegerTile& t, int64_t group
 }
 
 // sums += a quad of codes times so many rows of x.
-template <int Bits, int Rows>
+template <int Bits, int Rows, int Vectors>
 inline void add_quad(Unit unit, int quad, const int8_t* x, int64_t x_stride,
-                     Ints (&sums)[Rows][kIntegerVectors]) {
-  Bytes codes[kIntegerVectors];
+                     Ints (&sums)[Rows][Vectors]) {
+  Bytes codes[Vectors];
 #pragma GCC unroll 8
-  for (int v = 0; v < kIntegerVectors; ++v) codes[v] = codes_of<Bits>(unit, quad, v * Vec::kWidth);
+  for (int v = 0; v < Vectors; ++v) codes[v] = codes_of<Bits>(unit, quad, v * Vec::kWidth);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
     const Bytes value = Bytes::broadcast(x + r * x_stride + 4 * quad);
 #pragma GCC unroll 8
-    for (int v = 0; v < kIntegerVectors; ++v) sums[r][v] = dot<Bits>(sums[r][v], codes[v], value);
+    for (int v = 0; v < Vectors; ++v) sums[r][v] = dot<Bits>(sums[r][v], codes[v], value);
   }
 }
 
 // sums += codes of units [begin, end) times so many rows of x. A turn is no longer than it must be:
 // of a whole unit in one block, gcc 12 keeps the sums in memory from turn to turn.
-template <int Bits, int Rows>
+template <int Bits, int Rows, int Vectors>
 inline void sum_units(const uint8_t* panel, int64_t channel, int64_t begin, int64_t end,
-                      const int8_t* x, int64_t x_stride, Ints (&sums)[Rows][kIntegerVectors]) {
+                      const int8_t* x, int64_t x_stride, Ints (&sums)[Rows][Vectors]) {
   if constexpr (Bits == 3) {
     for (int64_t u = begin; u < end; ++u) {
       const Unit unit = unit_of<Bits>(panel, u, channel);
@@ -130,8 +131,54 @@ inline void sum_units(const uint8_t* panel, int64_t channel, int64_t begin, int6
   }
 }
 
+#if defined(TAUT_GROUPS_IN_REGISTERS)
+// More than one group: half as many channels where there are many rows, so that totals stay in
+// registers beside a group's sums. To the bit what add_group makes of sums in memory.
+template <int Bits, int Rows>
+void multiply_groups(const LowbitParams& p, const IntegerTile& t) {
+  constexpr int kVectors = Rows > 2 ? kIntegerVectors / 2 : kIntegerVectors;
+  constexpr int64_t kTileColumns = kVectors * Vec::kWidth;
+  const int64_t units = p.units(), groups = p.groups, x_groups = p.x_groups;
+  for (int64_t channel = 0; channel < kLowbitPanel; channel += kTileColumns) {
+    Vec totals[Rows][kVectors];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) totals[r][v] = Vec::set(-0.0f);  // adds nothing to -0
+    for (int64_t group = 0, begin = 0; group < groups; ++group, begin += p.group_units) {
+      const int64_t end = begin + p.group_units < units ? begin + p.group_units : units;
+      Ints sums[Rows][kVectors];
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) sums[r][v] = Ints::zero();
+      sum_units<Bits>(t.panel, channel, begin, end, t.rows.codes, p.codes_stride(), sums);
+      const int32_t* x_sums = t.rows.sum + group;
+      const float* x_scales = t.rows.scale + (x_groups > 1 ? group : 0);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const Scales scales(t.constants, group * kLowbitPanel + channel + v * Vec::kWidth);
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r)
+          totals[r][v] = fma(scales.centred(sums[r][v], x_sums[r * groups]),
+                             scales.scale(x_scales[r * x_groups]), totals[r][v]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v)
+        totals[r][v].store(t.out + r * kLowbitPanel + channel + v * Vec::kWidth);
+  }
+}
+#endif
+
 template <int Bits, int Rows>
 void multiply_integers(const LowbitParams& p, const IntegerTile& t) {
+#if defined(TAUT_GROUPS_IN_REGISTERS)
+  if (p.groups > 1 && !t.constants.fraction && !t.constants.offset)
+    return multiply_groups<Bits, Rows>(p, t);
+#endif
   constexpr int kVectors = kSumVectors<Bits, Rows>;
   constexpr int64_t kTileColumns = kVectors * Vec::kWidth;
   const int64_t units = p.units();
