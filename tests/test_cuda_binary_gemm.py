@@ -13,7 +13,9 @@ NAN = float("nan")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # in_features, out_features: words, steps of four words and panels that are full, partial and single.
 SHAPES = ((1, 1), (64, 64), (70, 130), (256, 65), (1100, 3), (1280, 129))
-by_both_kernels = pytest.mark.parametrize("kernel", cuda.KERNELS)
+RAGGED = ((63, 1), (65, 130), (255, 63), (257, 65), (449, 129))
+ONE_RAIL, TWO_RAILS, CODES = 1, 2, 0
+by_all_kernels = pytest.mark.parametrize("kernel", cuda.KERNELS)
 
 
 def stray_bits(bits, columns):
@@ -22,6 +24,15 @@ def stray_bits(bits, columns):
     if columns % 64:
         stray[..., -1] |= -1 << columns % 64
     return strided_rows(stray)
+
+
+def random_rows(rows, in_features, kind):
+    """x, and the scales of codes, which are ones."""
+    if kind != CODES:
+        return random_bits(rows, in_features, kind), None
+    largest = 2 ** int(torch.randint(8, ()))
+    x = torch.randint(-largest, largest, (rows, in_features)).to(torch.int8)
+    return x, torch.ones(rows, 1)
 
 
 @pytest.mark.parametrize("schedule", build.SCHEDULES)
@@ -41,7 +52,7 @@ def test_pack_and_unpack(columns, schedule):
             assert torch.equal(signs, reference.unpack_bits(bits, columns))
 
 
-@by_both_kernels
+@by_all_kernels
 @pytest.mark.parametrize("rails", (1, 2))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sums_are_exact(shape, rails, kernel):
@@ -61,20 +72,32 @@ def test_sums_are_exact(shape, rails, kernel):
             assert torch.equal(bits, reference.compare(want, thresholds))
 
 
-@by_both_kernels
+@by_all_kernels
+@pytest.mark.parametrize("schedule", build.SCHEDULES)
+@pytest.mark.parametrize("shape", RAGGED)
+def test_ragged_sums_are_exact(shape, schedule, kernel):
+    in_features, out_features = shape
+    packed, one = random_weight(out_features, in_features), torch.ones(out_features)
+    stray_packed = packed.clone()  # ones behind the last column of weights, too
+    stray_packed[:, -1] |= -1 << in_features % 64
+    for rows in (0, 1, 31, 129):
+        for kind in (ONE_RAIL, TWO_RAILS, CODES):
+            x, row_scale = random_rows(rows, in_features, kind)
+            want = reference._sums(x, packed, out_features, in_features)
+            x = x if kind == CODES else stray_bits(x, in_features)
+            args = (x, row_scale, stray_packed, one, None, out_features, in_features)
+            got = cuda.binary_linear(*args, schedule=schedule, kernel=kernel)
+            assert torch.equal(got.double(), want)
+
+
+@by_all_kernels
 @pytest.mark.parametrize("attempt", range(12))
 def test_fuzz(attempt, kernel):
     """Any shape, in any schedule: floats of exact sums, and bits of them."""
     rows, in_features, out_features = (int(torch.randint(1, most, ())) for most in (200, 1500, 270))
     packed = random_weight(out_features, in_features)
     rails, schedule = attempt // 3 % 3, build.SCHEDULES[attempt % 3]
-    row_scale = None
-    if rails:
-        x = random_bits(rows, in_features, rails)
-    else:
-        largest = 2 ** int(torch.randint(8, ()))
-        x = torch.randint(-largest, largest, (rows, in_features)).to(torch.int8)
-        row_scale = torch.ones(rows, 1)
+    x, row_scale = random_rows(rows, in_features, rails)
     want = reference._sums(x, packed, out_features, in_features)
     x = stray_bits(x, in_features) if rails and attempt % 2 else x
     args = (x, row_scale, packed, torch.ones(out_features), None, out_features, in_features)
@@ -88,7 +111,7 @@ def test_fuzz(attempt, kernel):
         assert torch.equal(bits, reference.compare(want, thresholds))
 
 
-@by_both_kernels
+@by_all_kernels
 def test_rows_of_pairs_of_words(kernel):
     """Rows at multiples of 16 bytes, which may end in half a pair, and rows that begin elsewhere."""
     packed, one = random_weight(70, 300), torch.ones(70)
@@ -108,17 +131,24 @@ def test_choice_of_tiles():
     assert [cuda.chosen_tiles(rows, 768) for rows in (512, 2048, 4096)] == [0, 0, 1]
 
 
-def test_tiles_of_128_rows():
+@pytest.mark.parametrize("kernel", cuda.KERNELS[:2])
+@pytest.mark.parametrize("kind", (ONE_RAIL, TWO_RAILS, CODES))
+def test_tiles_of_128_rows(kind, kernel):
     """As many blocks as fill a GPU."""
     rows, in_features, out_features = 700, 130, 64 * 46
-    packed, x = random_weight(out_features, in_features), random_bits(rows, in_features, 2)
+    packed, one = random_weight(out_features, in_features), torch.ones(out_features)
+    x, row_scale = random_rows(rows, in_features, kind)
     want = reference._sums(x, packed, out_features, in_features)
-    thresholds = torch.randint(-9, 10, (3, out_features), dtype=torch.int32)
-    bits = cuda.binary_linear_bits(x, packed, thresholds, out_features, in_features)
-    assert torch.equal(bits, reference.compare(want, thresholds))
+    args = (x, row_scale, packed, one, None, out_features, in_features)
+    assert torch.equal(cuda.binary_linear(*args, kernel=kernel).double(), want)
+    if kind != CODES:
+        thresholds = torch.randint(-9, 10, (3, out_features), dtype=torch.int32)
+        args = (x, packed, thresholds, out_features, in_features)
+        bits = cuda.binary_linear_bits(*args, kernel=kernel)
+        assert torch.equal(bits, reference.compare(want, thresholds))
 
 
-@by_both_kernels
+@by_all_kernels
 @pytest.mark.parametrize("schedule", build.SCHEDULES)
 def test_schedules(schedule, kernel):
     packed, x = random_weight(130, 1100), random_bits(65, 1100)
@@ -127,7 +157,7 @@ def test_schedules(schedule, kernel):
     assert torch.equal(bits, reference.binary_linear_bits(x, packed, thresholds, 130, 1100))
 
 
-@by_both_kernels
+@by_all_kernels
 @pytest.mark.parametrize("largest", (1, 2, 8, 100, 128))
 def test_sums_of_codes(largest, kernel):
     packed, one, row_scale = random_weight(70, 300), torch.ones(70), torch.ones(40, 1)
@@ -138,7 +168,7 @@ def test_sums_of_codes(largest, kernel):
     assert torch.equal(got.double(), reference._sums(q, packed, 70, 300))
 
 
-@by_both_kernels
+@by_all_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", cuda.ACTIVATIONS)
 def test_epilogue(activation, dtype, kernel):
@@ -152,7 +182,7 @@ def test_epilogue(activation, dtype, kernel):
         assert_close_by_comparison(got, exact.to(dtype), exact)
 
 
-@by_both_kernels
+@by_all_kernels
 def test_row_scale_of_codes(kernel):
     packed, row_scale = random_weight(70, 130), torch.rand(33, 1)
     q = torch.randint(-9, 10, (33, 130)).to(torch.int8)
@@ -161,7 +191,7 @@ def test_row_scale_of_codes(kernel):
     torch.testing.assert_close(got, reference.binary_linear(*args))
 
 
-@by_both_kernels
+@by_all_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("columns", (70, 128))
 def test_layer_norm(columns, dtype, kernel):

@@ -124,7 +124,9 @@ INSTRUCTIONS = {
         for tiles in (1, 2)
     },
     "binary_linear_kernel": {
-        "": [r"BMMA\.168256\.AND\.POPC", r"LDGSTS\.E\.64.*", r"LDGSTS\.E\.BYPASS\.128.*"]
+        "": [r"LDGSTS\.E\.64.*", r"LDGSTS\.E\.BYPASS\.128.*"],
+        "80": [r"BMMA\.168256\.XOR\.POPC"],
+        "90a": [r"BMMA\.168256\.AND\.POPC"],
     },
     "binary_wgmma_kernel": {"": [r"BGMMA\.64x128x256\.AND\.POPC", r"LDGSTS\.E\.BYPASS\.128.*"]},
     "lowbit_linear_kernel": {
@@ -293,6 +295,22 @@ def test_values_of_int8_are_widened_once(compiled):
             assert sum(loop.values()) - sum(least.values()) < scores + 2.75 * 32 + 40
             assert not any(name.startswith("I2F") for name in loop)
     assert found == 8
+
+
+def test_linears_of_bits_have_one_kind_of_product(compiled):
+    """XOR where it is one instruction, and then only channels are counted (those of codes, in a loop
+    of two words a turn); AND on Hopper, where rows are counted as well, 8 halves of words in line."""
+    found = 0
+    for (_, architecture), kernels in compiled.items():
+        for kernel in kernels:
+            if not (named := re.match(r"binary_linear_kernel<BinaryTile<(\d)>", kernel.name)):
+                continue
+            found += 1
+            kind, counts = ("XOR", 4) if architecture == "80" else ("AND", 4 + 8)
+            products = {name: n for name, n in kernel.instructions.items() if "MMA" in name}
+            assert products == {f"BMMA.168256.{kind}.POPC": 8 * int(named[1])}
+            assert kernel.instructions["POPC"] == counts, f"{kernel.name} for sm_{architecture}"
+    assert found == 4
 
 
 def test_probe_of_bits_measures_what_it_names():

@@ -55,6 +55,14 @@ __device__ __forceinline__ void with_type(FloatType type, const Body& body) {
   }
 }
 
+// What products of AND and of XOR are multiplied by: see binary_gemm.cuh.
+__device__ __forceinline__ int and_factor(BinaryInput input) {
+  return input == BinaryInput::one_rail ? 4 : 2;
+}
+__device__ __forceinline__ int xor_factor(BinaryInput input) {
+  return input == BinaryInput::one_rail ? -2 : input == BinaryInput::codes ? -1 : 1;
+}
+
 // What is true of all rows of a warp: its panel, of whose channels `columns` says what to take
 // away.
 struct BinarySlice {
@@ -62,9 +70,9 @@ struct BinarySlice {
   const int32_t* columns;
   int panel, first_channel;
 
-  __device__ __forceinline__ BinarySlice(const BinaryLinearParams& p, int panel,
+  __device__ __forceinline__ BinarySlice(const BinaryLinearParams& p, int factor, int panel,
                                          const int32_t* columns)
-      : factor(p.input == BinaryInput::one_rail ? 4 : 2),
+      : factor(factor),
         row_factor(p.input == BinaryInput::one_rail ? 2 : 1),
         columns(columns),
         panel(panel),

@@ -1,4 +1,4 @@
-// Linear layers over 1-bit weights on sm_80 to sm_90: mma.sync counts the bits of x & w.
+// Linear layers over 1-bit weights on sm_80 to sm_90: mma.sync counts the bits of x & w or x ^ w.
 //
 // x is planes of bits: one rail, two rails, or the planes of codes. With |a| the number of set bits
 // and w the bits of a channel's signs, the product of x and the signs is
@@ -7,7 +7,13 @@
 //   codes      sum = 2 A - R with A = sum over planes of c |plane & w|, R likewise of c |plane|,
 //   and
 //              c = 2^i but for the highest plane, where it is -2^i
-// so a plane is one pass over K, and between planes of codes the accumulators are doubled.
+// so a plane is one pass over K, and between planes of codes the accumulators are doubled. Where
+// XOR is one product (ptx::has_native_xor), rows need no counts: of a plane and the signs the
+// product is |w| - |plane ^ w|, and as the c of a code add up to -1,
+//   one rail   sum = K - 2 |x ^ w|
+//   two rails  sum = |n ^ w| - |p ^ w|, the accumulators being negated between the rails
+//   codes      sum = -|w| - sum over planes of c |plane ^ w|
+// Behind the last column all bits are 0, of x and of w.
 //
 // A block computes 32 M rows times 128 channels, two panels, with four warps of 16 M rows times a
 // panel; 256 bits of K at a time travel through a ring of stages in shared memory. Which bit of a
@@ -43,6 +49,15 @@ struct BinaryTile {
   static_assert(kRows <= kThreads && kChannels <= kThreads, "a thread counts a row and a channel");
 };
 
+__device__ __forceinline__ void multiply_bits(int32_t (&acc)[4], const uint32_t (&a)[4],
+                                              const uint32_t (&b)[2]) {
+  if (ptx::has_native_xor()) {
+    ptx::mma_m16n8k256_xor(acc, a, b);
+  } else {
+    ptx::mma_m16n8k256_and(acc, a, b);
+  }
+}
+
 // acc[m][2 j + i]: rows 16 m ... of the warp, channels 16 j + i + 2 c. `flip` inverts the weight.
 template <class S>
 __device__ __forceinline__ void multiply_stage(int32_t (&acc)[S::M][2 * S::kGroups][4],
@@ -67,8 +82,8 @@ __device__ __forceinline__ void multiply_stage(int32_t (&acc)[S::M][2 * S::kGrou
     const uint32_t second[2] = {pair.z ^ flip, pair.w ^ flip};
 #pragma unroll
     for (int m = 0; m < S::M; ++m) {
-      ptx::mma_m16n8k256_and(acc[m][2 * j], a[m], first);
-      ptx::mma_m16n8k256_and(acc[m][2 * j + 1], a[m], second);
+      multiply_bits(acc[m][2 * j], a[m], first);
+      multiply_bits(acc[m][2 * j + 1], a[m], second);
     }
   }
 }
@@ -82,7 +97,9 @@ __device__ __forceinline__ void store_results(const BinaryLinearParams& p, const
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int warp_panel = warp % S::kPanels, warp_row = warp / S::kPanels * 16 * S::M;
   int32_t* sums = shared + warp * 16 * S::kSumPitch;
-  const BinarySlice slice(p, block.first_panel + warp_panel, columns + warp_panel * kBitsPerWord);
+  const int factor = ptx::has_native_xor() ? xor_factor(p.input) : and_factor(p.input);
+  const BinarySlice slice(p, factor, block.first_panel + warp_panel,
+                          columns + warp_panel * kBitsPerWord);
 #pragma unroll 1  // one copy of what follows the sums
   for (int m = 0; m < S::M; ++m) {
 #pragma unroll
@@ -113,6 +130,7 @@ __global__ void __launch_bounds__(S::kThreads)
   const int thread = threadIdx.x, warp = thread / 32;
   const BinaryBlock block = block_of<S>(p);
   const bool is_codes = p.input == BinaryInput::codes, one_rail = p.input == BinaryInput::one_rail;
+  const bool is_xor = ptx::has_native_xor();
   const int steps = block.steps<S>();
 
   BinaryWalk next, at;
@@ -132,7 +150,7 @@ __global__ void __launch_bounds__(S::kThreads)
     clear_tail<S>(stage, p, block, at);
     __syncthreads();  // the stage is complete, and nobody reads the one before any more
     load_next(step + S::kStages - 1);
-    if (const int factor = at.factor(is_codes); factor != 1) {
+    if (const int factor = at.factor(is_codes, is_xor); factor != 1) {
       row_count *= factor;
 #pragma unroll
       for (int i = 0; i < S::M * 2 * S::kGroups * 4; ++i)
@@ -140,13 +158,15 @@ __global__ void __launch_bounds__(S::kThreads)
     }
     multiply_stage<S>(acc, stage + warp / S::kPanels * 16 * S::M * S::kStepWords,
                       channels + warp % S::kPanels * S::kStepWords * S::kChannelPitch,
-                      at.flip(is_codes));
-    if (thread < S::kRows) row_count += count_row<S>(stage, thread);
-    if (one_rail) channel_count += count_channel<S>(channels, thread);
+                      is_xor ? 0 : at.flip(is_codes));
+    if (!is_xor && thread < S::kRows) row_count += count_row<S>(stage, thread);
+    if (is_xor ? is_codes && at.index == 0 : one_rail)
+      channel_count += count_channel<S>(channels, thread);
     at.advance<S>(block);
   }
   if (thread < S::kRows) row_counts[thread] = row_count;
-  row_counts[S::kRows + thread] = one_rail ? 2 * channel_count - p.in_features : 0;
+  // XOR: |w| of codes, -K of one rail; AND: 2 |w| - K of one rail. The rest counts no channels.
+  row_counts[S::kRows + thread] = (is_xor ? 1 : 2) * channel_count - (one_rail ? p.in_features : 0);
   __syncthreads();  // counts are there, and nobody reads stages any more
   store_results<S>(p, block, acc);
 }

@@ -67,8 +67,9 @@ struct BinaryWalk {
     ++index;
   }
   // What sums and counts are multiplied by before this stage.
-  __device__ __forceinline__ int factor(bool is_codes) const {
-    return !is_codes || word > 0 || index == 0 ? 1 : index == 1 ? -2 : 2;
+  __device__ __forceinline__ int factor(bool is_codes, bool is_xor = false) const {
+    if ((!is_codes && !is_xor) || word > 0 || index == 0) return 1;
+    return !is_codes ? -1 : index == 1 ? -2 : 2;
   }
   // What inverts the weight where this stage is of a second rail.
   __device__ __forceinline__ uint32_t flip(bool is_codes) const {

@@ -85,7 +85,7 @@ __device__ __forceinline__ void store_sums(const BinaryLinearParams& p, const Bi
     tile[row * S::kSumPitch + channel + i / 2 % 2 * 8] = sums[i];
   }
   __syncthreads();
-  const BinarySlice slice(p, block.first_panel + panel,
+  const BinarySlice slice(p, and_factor(p.input), block.first_panel + panel,
                           row_counts + S::kRows + panel * kBitsPerWord);
 #pragma unroll 1
   for (int row = warp % 4 * 16; row < S::kRows; row += 64)

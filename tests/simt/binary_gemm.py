@@ -21,7 +21,7 @@ from taut.reference.dense_gemm import ACTIVATIONS
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ONE_RAIL, TWO_RAILS, CODES = range(3)
 SENTINEL = 0x5A5A5A5A
-KERNELS = ("binary_linear", "binary_wgmma")
+KERNELS = ("binary_linear", "binary_linear_xor", "binary_wgmma")
 
 PackBitsParams = structure(
     "PackBitsParams",

@@ -12,6 +12,9 @@ namespace simt {
 // Ends the launch with an error that names kernel, block and thread. Does not return.
 [[noreturn]] void fail(const char* message);
 
+// What a kernel is compiled for, as __CUDA_ARCH__ says it: Launch::architecture.
+int architecture();
+
 uint8_t* shared_memory();
 uint32_t shared_address(const void* pointer);
 

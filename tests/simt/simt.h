@@ -74,6 +74,11 @@ class Launch {
     seed_ = seed;
     return *this;
   }
+  // Which of the forms a kernel has for different GPUs runs, as __CUDA_ARCH__ says it.
+  Launch& architecture(int architecture) {
+    architecture_ = architecture;
+    return *this;
+  }
   // The memory behind a pointer, in elements; everything else is out of bounds.
   template <class T>
   Launch& reads(const T* pointer, size_t count) {
@@ -113,6 +118,7 @@ class Launch {
   size_t shared_bytes_;
   Schedule schedule_ = forward;
   uint64_t seed_ = 0;
+  int architecture_ = 900;
   std::vector<Buffer> buffers_;
 };
 

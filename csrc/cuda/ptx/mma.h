@@ -87,7 +87,16 @@ __device__ __forceinline__ void mma_m16n8k128_and(int32_t (&d)[4], const uint32_
       : "r"(a[0]), "r"(a[1]), "r"(b), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
 
-// mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.xor.popc: native on sm_80 only.
+// Whether .xor.popc is one instruction, as on sm_80 to sm_89; Hopper makes two AND products of it.
+__device__ constexpr bool has_native_xor() {
+#if __CUDA_ARCH__ < 900
+  return true;
+#else
+  return false;
+#endif
+}
+
+// mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.xor.popc: see has_native_xor.
 __device__ __forceinline__ void mma_m16n8k128_xor(int32_t (&d)[4], const uint32_t (&a)[2],
                                                   uint32_t b) {
   asm volatile(
@@ -107,7 +116,7 @@ __device__ __forceinline__ void mma_m16n8k256_and(int32_t (&d)[4], const uint32_
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.xor.popc: native on sm_80 only.
+// mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.xor.popc: see has_native_xor.
 __device__ __forceinline__ void mma_m16n8k256_xor(int32_t (&d)[4], const uint32_t (&a)[4],
                                                   const uint32_t (&b)[2]) {
   asm volatile(

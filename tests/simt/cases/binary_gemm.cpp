@@ -10,6 +10,7 @@ struct Grid {
   const Memory& memory;
   int64_t schedule;
   uint64_t seed;
+  int architecture = 900;
 
   template <class Params>
   void operator()(const char* name, void (*kernel)(Params), int64_t blocks, int threads,
@@ -18,7 +19,7 @@ struct Grid {
                         {static_cast<unsigned>(blocks)},
                         {static_cast<unsigned>(threads)},
                         static_cast<size_t>(shared_bytes)};
-    launch.schedule(static_cast<int>(schedule), seed);
+    launch.schedule(static_cast<int>(schedule), seed).architecture(architecture);
     for (int i = 0; i < 16; ++i)
       launch.reads(static_cast<const uint8_t*>(memory.reads[i]), memory.read_bytes[i]);
     for (int i = 0; i < 8; ++i)
@@ -47,6 +48,12 @@ extern "C" const char* code_planes(const taut::CodePlanesParams* p, const Memory
 extern "C" const char* binary_linear(const taut::BinaryLinearParams* p, const Memory* memory,
                                      int64_t schedule, uint64_t seed) {
   return simt::run([&] { taut::launch_binary_linear(*p, Grid{*memory, schedule, seed}); });
+}
+
+// As on sm_80, by products of XOR.
+extern "C" const char* binary_linear_xor(const taut::BinaryLinearParams* p, const Memory* memory,
+                                         int64_t schedule, uint64_t seed) {
+  return simt::run([&] { taut::launch_binary_linear(*p, Grid{*memory, schedule, seed, 800}); });
 }
 
 extern "C" const char* binary_wgmma(const taut::BinaryLinearParams* p, const Memory* memory,

@@ -40,6 +40,7 @@ class Launch {
 
   // The GPU has its own order.
   Launch& schedule(int, uint64_t) { return *this; }
+  Launch& architecture(int) { return *this; }  // the GPU is what it is
   template <class T>
   Launch& reads(const T* pointer, size_t count) {
     return add(pointer, count * sizeof(T), false);

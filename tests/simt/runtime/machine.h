@@ -112,6 +112,7 @@ struct Machine {
   dim3 grid, block;
   size_t shared_bytes;
   Schedule schedule;
+  int architecture;
   std::mt19937_64 random;
   void (*body)(void*);
   void* body_call;

@@ -261,6 +261,7 @@ bool is_shared(const void* pointer) {
 }
 
 uint8_t* shared_memory() { return shared_arena; }
+int architecture() { return machine.architecture; }
 
 uint32_t shared_address(const void* pointer) {
   if (!is_shared(pointer)) fail("takes the shared address of something outside shared memory");

@@ -237,6 +237,7 @@ void Launch::execute(void (*thread)(void*), void* call) {
   machine.block = block_;
   machine.shared_bytes = shared_bytes_;
   machine.schedule = schedule_;
+  machine.architecture = architecture_;
   machine.random.seed(seed_);
   machine.body = thread;
   machine.body_call = call;

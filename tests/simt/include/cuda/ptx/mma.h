@@ -33,6 +33,7 @@ inline void mma_m16n8k128_and(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t 
   for (int i = 0; i < 4; ++i) d[i] = c[i];
   simt::mma(simt::Element::b1_and, 128, d, a, &b);
 }
+inline bool has_native_xor() { return simt::architecture() < 900; }
 inline void mma_m16n8k128_xor(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b) {
   simt::mma(simt::Element::b1_xor, 128, d, a, &b);
 }
