@@ -274,7 +274,8 @@ def test_linear_quantize(isa, out_bits, out_group_size, activation):
         )
         assert q.shape == want[0].shape and scale.shape == want[1].shape
         # gelu is as accurate as bf16 needs: codes beside a half may round to the other side.
-        torch.testing.assert_close(scale, want[1], rtol=1e-3, atol=1e-9)
+        # In its tail 1 + erf of the reference has few digits left, and a group may lie there whole.
+        torch.testing.assert_close(scale, want[1], rtol=1e-3, atol=1e-8)
         size = out_group_size or 200
         shown = want[1].gt(1e-6).repeat_interleave(size, 1)[:, :200]
         difference = (q.int() - want[0].int())[shown].abs()

@@ -92,6 +92,10 @@ class Launch {
     p.packed = static_cast<const uint8_t*>(o.packed.const_data_ptr());
     p.bits = o.bits;
     p.split_x = p.integer() && p.bits == 8 && active_isa() == Isa::avx2;
+    // Whole blocks, so that nothing is read behind a row; not from strides that share cache sets.
+    p.in_place = integers && !p.split_x && active_isa() < Isa::amx &&
+                 p.in_features % kLowbitBlock == 0 && p.x_stride >= p.in_features &&
+                 p.x_stride % 4096 != 0;
     p.group_units = o.group_size ? o.group_size / kLowbitUnit : p.units();
     p.groups = divide_up(p.units(), p.group_units);
     p.x_groups = 1;
@@ -156,15 +160,19 @@ class Launch {
       return {nullptr, nullptr, nullptr,
               p.x_type == Element::f16 ? pieces.take<float>(rows * p.in_features) : nullptr};
     const int64_t whole = divide_up(rows, unit()) * unit();  // tiles read all their rows
-    return {pieces.take<int8_t>(whole * p.codes_stride()), pieces.take<float>(rows * p.x_groups),
-            pieces.take<int32_t>(rows * p.groups), nullptr};
+    int8_t* codes = p.in_place ? nullptr : pieces.take<int8_t>(whole * p.codes_stride());
+    return {codes, pieces.take<float>(rows * p.x_groups), pieces.take<int32_t>(rows * p.groups),
+            nullptr};
+  }
+  int8_t* codes_in_place(int64_t row) const {
+    return const_cast<int8_t*>(static_cast<const int8_t*>(params.x)) + row * params.x_stride;
   }
   LowbitScratch kernel_scratch(Pieces& pieces) const {
     const LowbitParams& p = params;
     LowbitScratch s{};
     s.constants = pieces.take<float>(kLowbitPanel * (1 + 4 * p.groups));
     if (p.codebook) s.codebook = pieces.take<float>(kLowbitPanel << p.bits);
-    if (p.x_zero_point != 0.0f) s.ones = pieces.take<int8_t>(p.codes_stride());
+    if (p.x_zero_point != 0.0f) s.ones = pieces.take<int8_t>(p.staged_stride());
     s.sums = pieces.take<float>(kMaxLowbitRows * kLowbitPanel);
     if (!p.integer()) s.values = pieces.take<uint8_t>(p.values_bytes());
     if (p.integer() && (unit() == kIntegerBlock ? p.bits < 8 : p.bits == 3))
@@ -180,7 +188,8 @@ class Launch {
     if (finishes()) count.take<float>(rows_ * p.sums_stride());
     Tensor memory = empty_cpu({count.used}, ScalarType::Float);
     Pieces pieces{static_cast<float*>(memory.mutable_data_ptr())};
-    const LowbitRows rows = staged_rows(pieces, rows_);
+    LowbitRows rows = staged_rows(pieces, rows_);
+    if (p.in_place) rows.codes = codes_in_place(0);
     float* sums = finishes() ? pieces.take<float>(rows_ * p.sums_stride()) : nullptr;
 
     if (p.integer() || p.x_type == Element::f16)
@@ -224,6 +233,7 @@ class Launch {
       Pieces pieces{thread_scratch(count.used)};
       float* sums = carve(pieces, scratch, rows);
       const int64_t begin = split.begin(task), end = split.begin(task + 1);
+      if (p.in_place) rows.codes = codes_in_place(begin);
       stage_(p, begin, end, rows);
       multiply(LowbitBlock{begin, end, 0, p.panels()}, rows, sums, scratch);
       if (sums) finish_(p, begin, end, sums);

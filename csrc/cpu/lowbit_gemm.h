@@ -56,6 +56,7 @@ struct LowbitParams {
   bool codebook_per_channel;
   bool norm;
   bool split_x;        // codes of x are staged in 16 bits: see lowbit_shorts.h
+  bool in_place;       // x of int8 is read where it lies, not staged
   bool second_affine;  // quant_weight or quant_bias is given
   int64_t x_bits;      // floating-point x is quantized to so many; 0: it stays as it is
   int64_t bits, q_bits;
@@ -76,16 +77,17 @@ struct LowbitParams {
     return features * kLowbitPanel * (x_type == Element::bf16 ? 2 : 4);
   }
   int64_t panel_bytes() const { return blocks() * kLowbitBlock * kLowbitPanel * bits / 8; }
-  // From one row of staged codes or of fp32 sums to the next. One cache line more than whole
+  // From one row of codes or of fp32 sums to the next. Staged, one cache line more than whole
   // blocks, so that the rows of a tile do not compete for the same cache sets.
-  int64_t codes_stride() const { return row_codes() * (split_x ? 2 : 1) + 64; }
+  int64_t staged_stride() const { return row_codes() * (split_x ? 2 : 1) + 64; }
+  int64_t codes_stride() const { return in_place ? x_stride : staged_stride(); }
   int64_t row_codes() const { return blocks() * kLowbitBlock; }  // in whole blocks
   int64_t sums_stride() const { return panels() * kLowbitPanel + 16; }
 };
 
 // Rows of x as the product reads them, row after row.
 struct LowbitRows {
-  int8_t* codes;  // codes_stride() apart; 0 behind in_features
+  int8_t* codes;  // codes_stride() apart; 0 behind in_features. In place: x, not to be written to
   float* scale;   // (rows, x_groups)
   int32_t* sum;   // (rows, groups), sums of the codes
   float* wide;    // (rows, in_features): f16 that stays floating point
@@ -103,7 +105,7 @@ struct LowbitRows {
 struct LowbitScratch {
   float* constants;  // 64 + 3 * 64 * groups: what a panel's channels need, see the kernels
   float* codebook;   // (64, 2^bits): the tables of a panel
-  int8_t* ones;      // codes_stride(): a row of ones, 0 behind in_features
+  int8_t* ones;      // staged_stride(): a row of ones, 0 behind in_features
   float* sums;       // (kMaxLowbitRows, 64)
   void* values;      // values_bytes()
   uint8_t* codes;    // a panel expanded to 8 bits, for tiles and 3 bits

@@ -32,13 +32,22 @@ inline void with_element(Element type, const Body& body) {
 
 // ---- before the product
 
+int32_t sum_codes(const int8_t* codes, int64_t count) {
+  constexpr int64_t kBytes = 4 * Vec::kWidth;
+  Ints sums = Ints::zero();
+  int64_t i = 0;
+  for (; i + kBytes <= count; i += kBytes)
+    sums = dot<8>(sums, Bytes::set(1), Bytes::load(codes + i));
+  int32_t sum = reduce_add(sums);
+  for (; i < count; ++i) sum += codes[i];
+  return sum;
+}
+
 void sum_groups(const LowbitParams& p, const int8_t* codes, int32_t* sums) {
   const int64_t group_codes = p.group_units * kLowbitUnit;
   for (int64_t g = 0, k = 0; g < p.groups; ++g, k += group_codes) {
-    const int64_t end = k + group_codes < p.in_features ? k + group_codes : p.in_features;
-    int32_t sum = 0;
-    for (int64_t i = k; i < end; ++i) sum += codes[i];
-    sums[g] = sum;
+    const int64_t left = p.in_features - k;
+    sums[g] = sum_codes(codes + k, left < group_codes ? left : group_codes);
   }
 }
 
@@ -62,9 +71,9 @@ void quantize_rows(const LowbitParams& p, int64_t begin, int64_t end, const Lowb
 
 void copy_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitRows& rows) {
   for (int64_t r = begin; r < end; ++r) {
-    int8_t* codes = staged_codes(p, rows, r - begin);
-    std::memcpy(codes, static_cast<const int8_t*>(p.x) + r * p.x_stride,
-                static_cast<size_t>(p.in_features));
+    const int8_t* codes = static_cast<const int8_t*>(p.x) + r * p.x_stride;
+    if (!p.in_place)
+      std::memcpy(staged_codes(p, rows, r - begin), codes, static_cast<size_t>(p.in_features));
     sum_groups(p, codes, rows.sum + (r - begin) * p.groups);
     std::memcpy(rows.scale + (r - begin) * p.x_groups, p.x_scale + r * p.x_scale_stride,
                 static_cast<size_t>(p.x_groups) * sizeof(float));
@@ -291,6 +300,7 @@ void lowbit_stage(const LowbitParams& p, int64_t begin, int64_t end, const Lowbi
     with_element(p.x_type,
                  [&](auto element) { quantize_rows<decltype(element)>(p, begin, end, rows); });
   }
+  if (p.in_place) return;
   for (int64_t r = 0; r < end - begin; ++r) {
     std::memset(staged_codes(p, rows, r) + p.in_features, 0,
                 static_cast<size_t>(p.row_codes() + 64 - p.in_features));
@@ -311,7 +321,7 @@ bool lowbit_multiply(const LowbitParams& p, const LowbitBlock& block, const Lowb
   if (p.x_zero_point != 0.0f) {
     std::memset(scratch.ones, 1, static_cast<size_t>(p.in_features));
     std::memset(scratch.ones + p.in_features, 0,
-                static_cast<size_t>(p.codes_stride() - p.in_features));
+                static_cast<size_t>(p.staged_stride() - p.in_features));
   }
   const Work work{p, block, rows, scratch, sink, tiles};
   for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel) {
