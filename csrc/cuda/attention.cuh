@@ -72,15 +72,16 @@ __device__ __forceinline__ void scale_rows(float (&o)[M][D][4], const float (&fa
     o[i / 4 / D][i / 4 % D][i % 4] *= factor[i / 4 / D][i % 4 / 2];
 }
 
-// x = scale * s + shift (a number per 16 rows) -> weights; `o` follows the rows' bases.
+// x = scale * s + slope * away (a number per 16 rows) -> weights; `o` follows the rows' bases.
 template <class S>
 __device__ __forceinline__ void online_softmax(float (&s)[S::M][S::N][4],
                                                float (&o)[S::M][S::D / 8][4], RowState<S::M>& state,
-                                               float scale, const float (&shift)[S::M]) {
-  float shifts[S::M][2], offset[S::M][2], shrink[S::M][2];
+                                               float scale, float slope,
+                                               const float (&away)[S::M]) {
+  float aways[S::M][2], offset[S::M][2], shrink[S::M][2];
 #pragma unroll
-  for (int i = 0; i < 2 * S::M; ++i) shifts[i / 2][i % 2] = shift[i / 2];
-  if (move_bases<S>(s, state, offset, shrink, scale, shifts)) scale_rows(o, shrink);
+  for (int i = 0; i < 2 * S::M; ++i) aways[i / 2][i % 2] = away[i / 2];
+  if (move_bases<S>(s, state, offset, shrink, scale, slope, aways)) scale_rows(o, shrink);
   weigh_scores<S>(s, state, scale, offset);
 }
 
@@ -172,18 +173,32 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
     state.sum[i / 2][i % 2] = 0.0f;
   }
   float logsumexp[M][2];
-  OperandRows<T, D, M, S::kHeldQ> q_operands;
-  q_operands.tile = q_tile + warp_row * kPitch<D>;
+  OperandRows<T, D, M, S::kHeldQ> q_operands(q_tile + warp_row * kPitch<D>);
+
+  const int diagonal = w.row + w.shift;  // the key at distance 0 from the warp's first row
   LinearBias<N> zeros, linear;
+  InsideTiles tiles;
+  float away[M] = {};  // with ALiBi: how far behind the diagonal the tile is
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+    if (S::kScores == Scores::alibi) away[m] = begin - diagonal - 16 * m;
+  const auto enter = [&](int key) {
+    tiles = find_inside<S::kScores, 16 * M, S::kKeys>(p, w.slope, diagonal, len_k, key);
+    if (!busy) tiles.last = -1;
+    if constexpr (S::kScores == Scores::alibi) linear.set(tiles.per_key, p.scale * kLog2E);
+  };
+  enter(begin);
+  const auto meets = [&](int key) {
+    return is_uniform(busy && key <= diagonal + 16 * M - 1 + p.window_right && key >= diagonal - (S::kKeys - 1) - p.window_left);
+  };
 
   const bool clips = S::kScores == Scores::all && p.clip;
   for (int pass = 0; pass < (clips ? 2 : 1) && begin < end; ++pass) {
     if (pass == 0) q_rows.start(q_tile, first_row, p.head_dim);
     start_keys(k_rows, k_tile, begin);
     for (int key = begin; key < end; key += S::kKeys) {
-      const int distance = w.row + w.shift - key;  // of the warp's first row and the first key
-      const auto [works, inside] = classify_tile<S::kScores>(
-          p, busy, key + S::kKeys <= len_k, distance - (S::kKeys - 1), distance + 16 * M - 1);
+      const bool inside = S::kScores != Scores::all && is_uniform(key <= tiles.last);
+      const bool works = !inside && meets(key);
       const auto pairs = [&] { return least((len_k - key + 15) >> 4, N / 2); };
 
       ptx::cp_async_wait<0>();
@@ -193,23 +208,16 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
       start_keys(v_rows, v_tile, key);
 
       if (key == begin && pass == 0) q_operands.hold();
-      float s[M][N][4], shift[M] = {};
+      float s[M][N][4];
       const int tile_key = log2_rows < 6 ? tile_row : 0;  // where this head's keys are in the tile
       if (inside) {
-        const float scale = p.scale * kLog2E, slope = w.slope * kLog2E;
-        if constexpr (S::kScores == Scores::alibi) {
-          linear.follow(distance > 0 ? slope : -slope, scale);
-#pragma unroll
-          for (int m = 0; m < M; ++m)
-            shift[m] = -linear.per_column * static_cast<float>(distance + 16 * m);
-        }
         multiply_rows(s, linear.start, q_operands, k_tile);
-        online_softmax<S>(s, o, state, scale, shift);
+        online_softmax<S>(s, o, state, p.scale * kLog2E, tiles.per_key, away);
       } else if (works) {
         multiply_rows(s, zeros.start, q_operands, k_tile + tile_key * kPitch<D>, pairs());
-        edge_scores<S>(s, p, w, distance, len_k - key);
+        edge_scores<S>(s, p, w, diagonal - key, len_k - key);
         if (pass == 0) {
-          online_softmax<S>(s, o, state, 1.0f, shift);
+          online_softmax<S>(s, o, state, 1.0f, 0.0f, away);
         } else {
           clipped_softmax<S>(s, p, logsumexp);
         }
@@ -233,9 +241,14 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
       if (key + S::kKeys < end) start_keys(k_rows, k_tile, key + S::kKeys);
       if (inside) {
         multiply_weights<T, D>(o, s, v_tile);
-      } else if (works && (!clips || pass == 1)) {
-        multiply_weights<T, D>(o, s, v_tile + tile_key * kPitch<D>, pairs());
+      } else {
+        if (works && (!clips || pass == 1))
+          multiply_weights<T, D>(o, s, v_tile + tile_key * kPitch<D>, pairs());
+        if (S::kScores != Scores::all && key + S::kKeys < end) enter(key + S::kKeys);
       }
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+        if (S::kScores == Scores::alibi) away[m] += S::kKeys;
     }
 #pragma unroll
     for (int i = 0; i < 2 * M; ++i) {

@@ -210,25 +210,28 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
   const uint64_t q_rows = tile_descriptor(shared + S::kQ + group * 64 * 128, S::kRows);
   const uint64_t k_tiles = tile_descriptor(shared + S::kK, kKeys);
   const uint64_t v_tiles = tile_descriptor(shared + S::kV, kKeys);
-  const uint64_t numbers =
-      ptx::matrix_descriptor(shared + S::kNumbers, 128, 256, ptx::Swizzle::none);
+  const uint64_t numbers = kept_descriptor(
+      ptx::matrix_descriptor(shared + S::kNumbers, 128, 256, ptx::Swizzle::none));
 
-  // Tiles inside begin at a key of [inside_begin, inside_end]; with ALiBi, at the last one in front
-  // of the diagonal or before, or at the first one behind it or later.
   const int diagonal = group_row + w.shift;  // the key at distance 0 from the warpgroup's first row
-  const int inside_begin = diagonal + 63 - p.window_left;
-  const int inside_end = least(diagonal + p.window_right, len_k - 1) - (kKeys - 1);
-  const int in_front = diagonal - (kKeys - 1), behind = diagonal + 63;
-  const float scale = p.scale * kLog2E, bend = w.slope * kLog2E;
-  const SlopeWords words(w.slope / p.scale);
-  bool inside, rises;  // of the tile last started; rises: it is in front of the diagonal
-  const auto start = [&](int key) {
-    rises = key <= in_front;
-    const bool crosses = S::kScores == Scores::alibi && !rises && key < behind;
-    inside = is_uniform(key >= inside_begin && key <= inside_end && !crosses);
+  InsideTiles tiles;
+  float away[1][2] = {};  // of the rows' diagonals, with ALiBi: how far behind them number 0 is
+  bool inside;            // of the tile last started
+  const auto enter = [&](int key) {
+    tiles = find_inside<S::kScores, 64, kKeys>(p, w.slope, diagonal, len_k, key);
     if constexpr (S::kScores == Scores::alibi) {
-      slope[0] = slope[1] = !inside ? 0 : rises ? words.rising : words.falling;
+      const SlopeWords words(w.slope / p.scale);
+      slope[0] = slope[1] = tiles.in_front ? words.rising : words.falling;
       slope[2] = slope[3] = 0;
+      away[0][0] = key + (tiles.in_front ? kKeys - 1 : 0) - w.row - w.shift - lane / 4;
+      away[0][1] = away[0][0] - 8.0f;
+    }
+  };
+  enter(unit.begin);
+  const auto start = [&](int key) {
+    inside = is_uniform(key <= tiles.last);
+    if constexpr (S::kScores == Scores::alibi) {
+      if (!inside) slope[0] = slope[1] = 0;
       ptx::hold_registers(slope);
     }
     ptx::mbarrier_wait(barriers.k_full + place.stage, place.parity);
@@ -240,19 +243,18 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
     ptx::hold_registers(flat(s));
     release(barriers.k_empty + place.stage);
     if (key + kKeys >= unit.end) release(barriers.q_empty);
-    const int distance = w.row + w.shift - key;
-    float factor = 1.0f, shift[1][2] = {{0.0f, 0.0f}}, offset[1][2];
-    if (inside) {
-      factor = scale;
-      if constexpr (S::kScores == Scores::alibi) {
-        const float per_row = rises ? -bend : bend;
-        shift[0][0] = per_row * (distance + lane / 4 - (rises ? kKeys - 1 : 0));
-        shift[0][1] = fmaf(per_row, 8.0f, shift[0][0]);
-      }
-    } else {
-      edge_scores<S>(s, p, w, distance, len_k - key);
+    float factor = p.scale * kLog2E, per_key = tiles.per_key, offset[1][2];
+    if (!inside) {
+      edge_scores<S>(s, p, w, w.row + w.shift - key, len_k - key);
+      factor = 1.0f;
+      per_key = 0.0f;
     }
-    const bool moved = move_bases<S>(s, state, offset, shrink, factor, shift);
+    const bool moved = move_bases<S>(s, state, offset, shrink, factor, per_key, away);
+    if (!inside) enter(key + kKeys);
+    else if (S::kScores == Scores::alibi) {
+      away[0][0] += kKeys;
+      away[0][1] += kKeys;
+    }
     weigh_scores<S>(s, state, factor, offset);
     ptx::hold_registers(flat(s));  // now, while V is under way
     return moved;

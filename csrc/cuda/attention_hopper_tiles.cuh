@@ -129,12 +129,17 @@ __device__ __forceinline__ void pack_weights(uint32_t (&weights)[N / 2][4],
   ptx::hold_registers(flat(weights));
 }
 
-// Of a tile of `rows` rows, both for products along its channels and for those along its rows.
-// Opaque, as the compiler would spend instructions on bits that it knows of the address.
-__device__ __forceinline__ uint64_t tile_descriptor(const uint8_t* tile, int rows) {
-  const uint64_t whole = ptx::matrix_descriptor(tile, rows * 128, 1024, ptx::Swizzle::bytes_128);
+// As a value that the compiler keeps: it would spend instructions in loops on bits that it knows of
+// the address.
+__device__ __forceinline__ uint64_t kept_descriptor(uint64_t whole) {
   return (whole & ~uint64_t{0xFFFFFFFF}) |
          static_cast<uint32_t>(ptx::opaque(static_cast<int>(whole)));
+}
+
+// Of a tile of `rows` rows, both for products along its channels and for those along its rows.
+__device__ __forceinline__ uint64_t tile_descriptor(const uint8_t* tile, int rows) {
+  return kept_descriptor(
+      ptx::matrix_descriptor(tile, rows * 128, 1024, ptx::Swizzle::bytes_128));
 }
 
 }  // namespace taut

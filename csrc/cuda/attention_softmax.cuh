@@ -27,12 +27,14 @@ struct RowState {
 };
 constexpr float kSlack = 8.0f, kNoBase = -3.402823466e38f;
 
-// Lets the bases follow x = scale * s + shift (a number per row); scale * s + offset is then x -
-// base. Whether those of any row of the warp moved: what is summed up by then shrinks by `shrink`.
+// Lets the bases follow x = scale * s + slope * away (a number per row); scale * s + offset is then
+// x - base. Whether those of any row of the warp moved: what is summed up by then shrinks by
+// `shrink`.
 template <class S>
 __device__ __forceinline__ bool move_bases(const float (&s)[S::M][S::N][4], RowState<S::M>& state,
                                            float (&offset)[S::M][2], float (&shrink)[S::M][2],
-                                           float scale, const float (&shift)[S::M][2]) {
+                                           float scale, float slope,
+                                           const float (&away)[S::M][2]) {
   float largest[S::M][2];  // of this lane's columns
   bool exceeds = false;
 #pragma unroll
@@ -43,7 +45,7 @@ __device__ __forceinline__ bool move_bases(const float (&s)[S::M][S::N][4], RowS
 #pragma unroll
       for (int n = 0; n < S::N; ++n)
         largest[m][r] = fmaxf(largest[m][r], fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
-      offset[m][r] = shift[m][r] - state.base[m][r];
+      offset[m][r] = fmaf(slope, away[m][r], -state.base[m][r]);
       exceeds = exceeds || fmaf(largest[m][r], scale, offset[m][r]) > kSlack;
     }
   }
@@ -53,11 +55,11 @@ __device__ __forceinline__ bool move_bases(const float (&s)[S::M][S::N][4], RowS
     float &base = state.base[i / 2][i % 2], &own = offset[i / 2][i % 2];
     const float most = row_max(largest[i / 2][i % 2]);
     const bool moves = fmaf(most, scale, own) > kSlack;  // whatever other rows do
-    const float next = moves ? fmaf(most, scale, shift[i / 2][i % 2]) : base;
+    const float next = moves ? fmaf(most, scale, slope * away[i / 2][i % 2]) : base;
     shrink[i / 2][i % 2] = ptx::exp2_approx(base - next);
     base = next;
     state.sum[i / 2][i % 2] *= shrink[i / 2][i % 2];
-    own = shift[i / 2][i % 2] - next;
+    own = fmaf(slope, away[i / 2][i % 2], -next);
   }
   return true;
 }

@@ -163,8 +163,12 @@ class RowCopies {
 template <class T, int D, int M, int HELD = 0>
 struct OperandRows {
   const T* tile;
+  int own;  // this lane's place
   uint32_t held[M][HELD + (HELD == 0)][4];
 
+  __device__ __forceinline__ OperandRows(const T* tile) : tile(tile) {
+    own = ptx::opaque(static_cast<int>(threadIdx.x % 16 * kPitch<D> + threadIdx.x % 32 / 16 * 8));
+  }
   __device__ __forceinline__ void hold() {
 #pragma unroll
     for (int i = 0; i < M * HELD; ++i) load(held[i / HELD][i % HELD], i / HELD, i % HELD);
@@ -177,8 +181,7 @@ struct OperandRows {
 
  private:
   __device__ __forceinline__ void load(uint32_t (&a)[4], int m, int k) const {
-    const int lane = threadIdx.x % 32;
-    ptx::ldmatrix_x4(a, tile + (m * 16 + lane % 16) * kPitch<D> + k * 16 + lane / 16 * 8);
+    ptx::ldmatrix_x4(a, tile + own + m * 16 * kPitch<D> + k * 16);
   }
 };
 
@@ -288,6 +291,33 @@ __device__ __forceinline__ TileKind classify_tile(const AttentionParams& p, bool
   return {is_uniform(works), kScores != Scores::all && is_uniform(works && inside)};
 }
 
+// A run of tiles inside, in a pass over the keys: those that begin at `last` or before. With ALiBi
+// they lie on one side of the diagonal, and x rises by `per_key` (in units of log2) per key.
+struct InsideTiles {
+  int last = -1;
+  bool in_front = false;
+  float per_key = 0.0f;
+};
+
+// The run that starts with the tile at `key`, empty if that one is not inside. Tiles are of KEYS
+// keys and ROWS rows, the first of which is at distance 0 from key `diagonal`.
+template <Scores kScores, int ROWS, int KEYS>
+__device__ __forceinline__ InsideTiles find_inside(const AttentionParams& p, float slope,
+                                                   int diagonal, int len_k, int key) {
+  const int in_front = diagonal - (KEYS - 1), behind = diagonal + (ROWS - 1);
+  InsideTiles tiles;
+  int first = behind - p.window_left;
+  int last = least(diagonal + p.window_right, len_k - 1) - (KEYS - 1);
+  if constexpr (kScores == Scores::alibi) {
+    tiles.in_front = key <= in_front;
+    tiles.per_key = (tiles.in_front ? slope : -slope) * kLog2E;
+    if (tiles.in_front) last = least(last, in_front);
+    else first = most(first, behind);
+  }
+  if (kScores != Scores::all && key >= first) tiles.last = last;
+  return tiles;
+}
+
 // ALiBi inside tiles, where it is linear: what accumulators start from, `per_column` (in units of
 // log2) per column less row of the accumulator. The rest of it is a number per 16 rows.
 template <int N>
@@ -296,7 +326,9 @@ struct LinearBias {
 
   // Seldom anything to do: the slope changes its sign at the diagonal.
   __device__ __forceinline__ void follow(float wanted, float scale) {
-    if (per_column == wanted) return;
+    if (per_column != wanted) set(wanted, scale);
+  }
+  __device__ __forceinline__ void set(float wanted, float scale) {
     per_column = wanted;
     const int lane = threadIdx.x % 32;
     const float slope = wanted / scale, own = slope * (lane % 4 * 2 - lane / 4);

@@ -21,7 +21,7 @@ __device__ __forceinline__ int opaque(int x) {
   return x;
 }
 __device__ __forceinline__ float opaque(float x) {
-  asm("" : "+f"(x));
+  asm volatile("" : "+f"(x));
   return x;
 }
 template <class T>
