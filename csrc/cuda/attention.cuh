@@ -72,16 +72,16 @@ __device__ __forceinline__ void scale_rows(float (&o)[M][D][4], const float (&fa
     o[i / 4 / D][i / 4 % D][i % 4] *= factor[i / 4 / D][i % 4 / 2];
 }
 
-// x = scale * s + slope * away (a number per 16 rows) -> weights; `o` follows the rows' bases.
+// x = scale * s + slope * away, away that of the first 16 rows -> weights; `o` follows the rows'
+// bases.
 template <class S>
 __device__ __forceinline__ void online_softmax(float (&s)[S::M][S::N][4],
                                                float (&o)[S::M][S::D / 8][4], RowState<S::M>& state,
-                                               float scale, float slope,
-                                               const float (&away)[S::M]) {
-  float aways[S::M][2], offset[S::M][2], shrink[S::M][2];
+                                               float scale, float slope, float away) {
+  float of_rows[S::M][2], offset[S::M][2], shrink[S::M][2];
 #pragma unroll
-  for (int i = 0; i < 2 * S::M; ++i) aways[i / 2][i % 2] = away[i / 2];
-  if (move_bases<S>(s, state, offset, shrink, scale, slope, aways)) scale_rows(o, shrink);
+  for (int i = 0; i < 2 * S::M; ++i) of_rows[i / 2][i % 2] = away - i / 2 * 16;
+  if (move_bases<S>(s, state, offset, shrink, scale, slope, of_rows)) scale_rows(o, shrink);
   weigh_scores<S>(s, state, scale, offset);
 }
 
@@ -177,45 +177,48 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
 
   const int diagonal = w.row + w.shift;  // the key at distance 0 from the warp's first row
   LinearBias<N> zeros, linear;
-  InsideTiles tiles;
-  float away[M] = {};  // with ALiBi: how far behind the diagonal the tile is
-#pragma unroll
-  for (int m = 0; m < M; ++m)
-    if (S::kScores == Scores::alibi) away[m] = begin - diagonal - 16 * m;
+  InsideRun run;
   const auto enter = [&](int key) {
-    tiles = find_inside<S::kScores, 16 * M, S::kKeys>(p, w.slope, diagonal, len_k, key);
-    if (!busy) tiles.last = -1;
-    if constexpr (S::kScores == Scores::alibi) linear.set(tiles.per_key, p.scale * kLog2E);
+    run = find_run<S::kScores, 16 * M, S::kKeys>(p, w.slope, diagonal, len_k, key);
+    if (!busy) run.last = -1;
+    if constexpr (S::kScores == Scores::alibi) linear.set(run.per_key, p.scale * kLog2E);
   };
   enter(begin);
-  const auto meets = [&](int key) {
-    return is_uniform(busy && key <= diagonal + 16 * M - 1 + p.window_right && key >= diagonal - (S::kKeys - 1) - p.window_left);
-  };
+  // With ALiBi: by how many keys the tile is behind the diagonal.
+  float away = S::kScores == Scores::alibi ? begin - diagonal : 0.0f;
 
   const bool clips = S::kScores == Scores::all && p.clip;
   for (int pass = 0; pass < (clips ? 2 : 1) && begin < end; ++pass) {
     if (pass == 0) q_rows.start(q_tile, first_row, p.head_dim);
     start_keys(k_rows, k_tile, begin);
+    if (pass == 0) {
+      ptx::cp_async_wait<0>();
+      q_rows.add_bias(q_tile, p.head_dim);
+      __syncthreads();  // Q is complete
+      q_operands.hold();
+    }
     for (int key = begin; key < end; key += S::kKeys) {
-      const bool inside = S::kScores != Scores::all && is_uniform(key <= tiles.last);
-      const bool works = !inside && meets(key);
+      const int distance = diagonal - key;  // of the warp's first row and the first key
+      const bool inside = S::kScores != Scores::all && is_uniform(key <= run.last);
+      const auto crosses = [&] {
+        return is_uniform(busy &&
+                          is_visible(p, distance - (S::kKeys - 1), distance + (16 * M - 1)));
+      };
       const auto pairs = [&] { return least((len_k - key + 15) >> 4, N / 2); };
 
       ptx::cp_async_wait<0>();
-      if (key == begin && pass == 0) q_rows.add_bias(q_tile, p.head_dim);
       k_rows.add_bias(k_tile, p.head_dim);
       __syncthreads();  // K is complete, and nobody reads V any more
       start_keys(v_rows, v_tile, key);
 
-      if (key == begin && pass == 0) q_operands.hold();
       float s[M][N][4];
       const int tile_key = log2_rows < 6 ? tile_row : 0;  // where this head's keys are in the tile
       if (inside) {
         multiply_rows(s, linear.start, q_operands, k_tile);
-        online_softmax<S>(s, o, state, p.scale * kLog2E, tiles.per_key, away);
-      } else if (works) {
+        online_softmax<S>(s, o, state, p.scale * kLog2E, run.per_key, away);
+      } else if (crosses()) {
         multiply_rows(s, zeros.start, q_operands, k_tile + tile_key * kPitch<D>, pairs());
-        edge_scores<S>(s, p, w, diagonal - key, len_k - key);
+        edge_scores<S>(s, p, w, distance, len_k - key);
         if (pass == 0) {
           online_softmax<S>(s, o, state, 1.0f, 0.0f, away);
         } else {
@@ -242,13 +245,11 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
       if (inside) {
         multiply_weights<T, D>(o, s, v_tile);
       } else {
-        if (works && (!clips || pass == 1))
+        if ((!clips || pass == 1) && crosses())
           multiply_weights<T, D>(o, s, v_tile + tile_key * kPitch<D>, pairs());
         if (S::kScores != Scores::all && key + S::kKeys < end) enter(key + S::kKeys);
       }
-#pragma unroll
-      for (int m = 0; m < M; ++m)
-        if (S::kScores == Scores::alibi) away[m] += S::kKeys;
+      if (S::kScores == Scores::alibi) away += S::kKeys;
     }
 #pragma unroll
     for (int i = 0; i < 2 * M; ++i) {
@@ -303,9 +304,9 @@ template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     attention_long_kernel(const __grid_constant__ AttentionParams p) {
   static_assert(S::kRows == kLongRows, "a block takes an item of a long sequence whole");
-  const int items = clamp(p.plan[kPlanLong], 0, p.plan_items);
-  const int64_t units = int64_t{items} * p.heads;
-  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+  // Counted anew for every unit, as below.
+  const auto units = [&] { return int64_t{clamp(p.plan[kPlanLong], 0, p.plan_items)} * p.heads; };
+  for (int64_t unit = blockIdx.x; unit < units(); unit += gridDim.x) {
     const Item item = plan_item(p.plan, unit / p.heads, p.batch);
     if (item.sequence < 0) continue;
     const Sequence sequence = find_sequence(p, item.sequence);
@@ -314,38 +315,54 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   }
 }
 
-// Tiles of kShortRows rows: the short sequences, and the long ones unless attention_long_kernel
-// takes them; on Hopper only what its kernels leave. Also what belongs to no sequence.
+// A plan's item and the first head of a tile of 64 >> log2_rows heads; index < 0: none left.
+struct ShortUnit {
+  int index, head, log2_rows;
+};
+
+// Counted anew for every unit (`opaque`): registers are for the tiles.
 template <class S, bool kTakesLong>
-__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    attention_short_kernel(const __grid_constant__ AttentionParams p) {
-  static_assert(S::kRows == kShortRows, "a block takes an item of a short sequence whole");
+__device__ __forceinline__ ShortUnit find_short_unit(const AttentionParams& p, int64_t unit) {
   const int last = clamp(p.plan[kPlanFour], 0, p.plan_items);
   const int first = p.on_hopper  ? clamp(p.plan[kPlanOne], 0, last)
                     : kTakesLong ? 0
                                  : clamp(p.plan[kPlanLong], 0, last);
   const int one = S::kPacksHeads ? clamp(p.plan[kPlanOne], first, last) : last;
   const int two = S::kPacksHeads ? clamp(p.plan[kPlanTwo], one, last) : last;
-  const int pairs = (p.heads + 1) / 2, fours = (p.heads + 3) / 4;
-  const int64_t end_one = int64_t{one - first} * p.heads;
+  const int heads = ptx::opaque(p.heads), pairs = (heads + 1) / 2, fours = (heads + 3) / 4;
+  const int64_t end_one = int64_t{one - first} * heads;
   const int64_t end_two = end_one + int64_t{two - one} * pairs;
-  const int64_t units = end_two + int64_t{last - two} * fours;
-  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
-    const bool is_one = unit < end_one, is_two = unit < end_two;
-    const int log2_rows = is_one ? 6 : is_two ? 5 : 4;
-    const int per_item = is_one ? p.heads : is_two ? pairs : fours;
-    const int64_t within = unit - (is_one ? 0 : is_two ? end_one : end_two);
-    const int index = (is_one ? first : is_two ? one : two) + within / per_item;
-    const Item item = plan_item(p.plan, index, p.batch);
+  if (unit >= end_two + int64_t{last - two} * fours) return {-1, 0, 6};
+  const bool is_one = !S::kPacksHeads || unit < end_one, is_two = unit < end_two;
+  const int log2_rows = is_one ? 6 : is_two ? 5 : 4;
+  const int per_item = is_one ? heads : is_two ? pairs : fours;
+  const int64_t within = unit - (is_one ? 0 : is_two ? end_one : end_two);
+  return {(is_one   ? first
+           : is_two ? one
+                    : two) +
+              static_cast<int>(within / per_item),
+          static_cast<int>(within % per_item) * (64 >> log2_rows), log2_rows};
+}
+
+// Tiles of kShortRows rows: the short sequences, and the long ones unless attention_long_kernel
+// takes them; on Hopper only what its kernels leave. Also what belongs to no sequence.
+template <class S, bool kTakesLong>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
+    attention_short_kernel(const __grid_constant__ AttentionParams p) {
+  static_assert(S::kRows == kShortRows, "a block takes an item of a short sequence whole");
+  for (int64_t i = blockIdx.x;; i += gridDim.x) {
+    const ShortUnit unit = find_short_unit<S, kTakesLong>(p, i);
+    if (unit.index < 0) break;
+    const Item item = plan_item(p.plan, unit.index, p.batch);
     if (item.sequence < 0) continue;
     const Sequence sequence = find_sequence(p, item.sequence);
     const int length = most(sequence.len_q, sequence.len_k);
-    if (log2_rows < 6 && length > 1 << log2_rows) continue;  // a plan of other cu_seqlens
-    const int head = within % per_item * (64 >> log2_rows);
+    // A plan of other cu_seqlens.
+    if (unit.log2_rows < 6 && length > 1 << unit.log2_rows) continue;
     const int rows = kTakesLong && length > kShortLength ? kLongRows : kShortRows;
     const int end = least(item.first_row + rows, sequence.len_q);
     for (int row = item.first_row; row < end; row += kShortRows)
-      attend<S>(p, sequence, head, row, log2_rows);
+      attend<S>(p, sequence, unit.head, row, unit.log2_rows);
   }
   clear_rest<typename S::T>(p);  // last: loops of single threads in front cost warps' convergence
 }

@@ -210,26 +210,26 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
   const uint64_t q_rows = tile_descriptor(shared + S::kQ + group * 64 * 128, S::kRows);
   const uint64_t k_tiles = tile_descriptor(shared + S::kK, kKeys);
   const uint64_t v_tiles = tile_descriptor(shared + S::kV, kKeys);
-  const uint64_t numbers = kept_descriptor(
-      ptx::matrix_descriptor(shared + S::kNumbers, 128, 256, ptx::Swizzle::none));
+  const uint64_t numbers =
+      kept_descriptor(ptx::matrix_descriptor(shared + S::kNumbers, 128, 256, ptx::Swizzle::none));
 
   const int diagonal = group_row + w.shift;  // the key at distance 0 from the warpgroup's first row
-  InsideTiles tiles;
-  float away[1][2] = {};  // of the rows' diagonals, with ALiBi: how far behind them number 0 is
+  InsideRun run;
+  float away[1][2] = {};  // with ALiBi: by how many keys number 0 is behind a row's diagonal
   bool inside;            // of the tile last started
   const auto enter = [&](int key) {
-    tiles = find_inside<S::kScores, 64, kKeys>(p, w.slope, diagonal, len_k, key);
+    run = find_run<S::kScores, 64, kKeys>(p, w.slope, diagonal, len_k, key);
     if constexpr (S::kScores == Scores::alibi) {
       const SlopeWords words(w.slope / p.scale);
-      slope[0] = slope[1] = tiles.in_front ? words.rising : words.falling;
+      slope[0] = slope[1] = run.in_front ? words.rising : words.falling;
       slope[2] = slope[3] = 0;
-      away[0][0] = key + (tiles.in_front ? kKeys - 1 : 0) - w.row - w.shift - lane / 4;
+      away[0][0] = key + (run.in_front ? kKeys - 1 : 0) - w.row - w.shift - lane / 4;
       away[0][1] = away[0][0] - 8.0f;
     }
   };
   enter(unit.begin);
   const auto start = [&](int key) {
-    inside = is_uniform(key <= tiles.last);
+    inside = is_uniform(key <= run.last);
     if constexpr (S::kScores == Scores::alibi) {
       if (!inside) slope[0] = slope[1] = 0;
       ptx::hold_registers(slope);
@@ -243,15 +243,16 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
     ptx::hold_registers(flat(s));
     release(barriers.k_empty + place.stage);
     if (key + kKeys >= unit.end) release(barriers.q_empty);
-    float factor = p.scale * kLog2E, per_key = tiles.per_key, offset[1][2];
+    float factor = p.scale * kLog2E, per_key = run.per_key, offset[1][2];
     if (!inside) {
       edge_scores<S>(s, p, w, w.row + w.shift - key, len_k - key);
       factor = 1.0f;
       per_key = 0.0f;
     }
     const bool moved = move_bases<S>(s, state, offset, shrink, factor, per_key, away);
-    if (!inside) enter(key + kKeys);
-    else if (S::kScores == Scores::alibi) {
+    if (!inside) {
+      enter(key + kKeys);
+    } else if (S::kScores == Scores::alibi) {
       away[0][0] += kKeys;
       away[0][1] += kKeys;
     }

@@ -138,8 +138,7 @@ __device__ __forceinline__ uint64_t kept_descriptor(uint64_t whole) {
 
 // Of a tile of `rows` rows, both for products along its channels and for those along its rows.
 __device__ __forceinline__ uint64_t tile_descriptor(const uint8_t* tile, int rows) {
-  return kept_descriptor(
-      ptx::matrix_descriptor(tile, rows * 128, 1024, ptx::Swizzle::bytes_128));
+  return kept_descriptor(ptx::matrix_descriptor(tile, rows * 128, 1024, ptx::Swizzle::bytes_128));
 }
 
 }  // namespace taut

@@ -33,8 +33,7 @@ constexpr float kSlack = 8.0f, kNoBase = -3.402823466e38f;
 template <class S>
 __device__ __forceinline__ bool move_bases(const float (&s)[S::M][S::N][4], RowState<S::M>& state,
                                            float (&offset)[S::M][2], float (&shrink)[S::M][2],
-                                           float scale, float slope,
-                                           const float (&away)[S::M][2]) {
+                                           float scale, float slope, const float (&away)[S::M][2]) {
   float largest[S::M][2];  // of this lane's columns
   bool exceeds = false;
 #pragma unroll

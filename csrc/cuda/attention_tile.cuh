@@ -91,17 +91,19 @@ class RowCopies {
   // Starts copying the tile of rows from `token` on.
   __device__ __forceinline__ void start(T* tile, int token, int head_dim) const {
     T* target = tile + row_ * kPitch<D> + column_;
+    const int stride = ptx::opaque(from_.token_stride);
     if (1 << log2_rows_ >= ROWS) {
       const int own = ptx::opaque(2 * (token + row_));
 #pragma unroll
       for (int i = 0; i < ROWS / kStep; ++i)
-        copy_row(target + i * kStep * kPitch<D>, source_, own + 2 * i * kStep, length_, head_dim);
+        copy_row(target + i * kStep * kPitch<D>, source_, own + 2 * i * kStep, stride, length_,
+                 head_dim);
     } else {
 #pragma unroll 1
       for (int i = 0; i < ROWS / kStep; ++i) {
         const int row = row_ + i * kStep, head = head_ + (row >> log2_rows_);
         copy_row(target + i * kStep * kPitch<D>, of_head(head),
-                 2 * (token + (row & ((1 << log2_rows_) - 1))), head < heads_ ? length_ : 0,
+                 2 * (token + (row & ((1 << log2_rows_) - 1))), stride, head < heads_ ? length_ : 0,
                  head_dim);
       }
     }
@@ -139,10 +141,9 @@ class RowCopies {
   }
 
   // The token comes twice, so that one product gives the row's place in bytes.
-  __device__ __forceinline__ void copy_row(T* target, const T* source, int token_twice, int length,
-                                           int head_dim) const {
-    const char* row =
-        reinterpret_cast<const char*>(source) + int64_t{token_twice} * from_.token_stride;
+  __device__ __forceinline__ void copy_row(T* target, const T* source, int token_twice, int stride,
+                                           int length, int head_dim) const {
+    const char* row = reinterpret_cast<const char*>(source) + int64_t{token_twice} * stride;
 #pragma unroll
     for (int j = 0; j < kChunks; j += kLanes) {
       const bool exists = token_twice < 2 * length && column_ + 8 * j < head_dim;
@@ -163,11 +164,12 @@ class RowCopies {
 template <class T, int D, int M, int HELD = 0>
 struct OperandRows {
   const T* tile;
-  int own;  // this lane's place
+  int own;  // where the row that this lane names to ldmatrix begins
   uint32_t held[M][HELD + (HELD == 0)][4];
 
   __device__ __forceinline__ OperandRows(const T* tile) : tile(tile) {
-    own = ptx::opaque(static_cast<int>(threadIdx.x % 16 * kPitch<D> + threadIdx.x % 32 / 16 * 8));
+    const int lane = threadIdx.x % 32;
+    own = ptx::opaque(lane % 16 * kPitch<D> + lane / 16 * 8);  // else computed anew in every turn
   }
   __device__ __forceinline__ void hold() {
 #pragma unroll
@@ -274,6 +276,11 @@ __device__ __forceinline__ bool is_visible(const AttentionParams& p, int distanc
   return distance <= p.window_left && distance >= -p.window_right;
 }
 
+// Whether a tile of all distances from `nearest` to `farthest` has anything visible.
+__device__ __forceinline__ bool is_visible(const AttentionParams& p, int nearest, int farthest) {
+  return farthest >= -p.window_right && nearest <= p.window_left;
+}
+
 // What a warp does with a tile of scores. Inside no end, no limit and no change of sign of the
 // distance crosses the tile; else it works by element, if it has anything visible.
 struct TileKind {
@@ -284,38 +291,41 @@ struct TileKind {
 template <Scores kScores>
 __device__ __forceinline__ TileKind classify_tile(const AttentionParams& p, bool busy,
                                                   bool complete, int nearest, int farthest) {
-  const bool works = busy && farthest >= -p.window_right && nearest <= p.window_left;
+  const bool works = busy && is_visible(p, nearest, farthest);
   bool inside =
       kScores != Scores::all && complete && nearest >= -p.window_right && farthest <= p.window_left;
   if (kScores == Scores::alibi) inside = inside && (nearest >= 0 || farthest <= 0);
   return {is_uniform(works), kScores != Scores::all && is_uniform(works && inside)};
 }
 
-// A run of tiles inside, in a pass over the keys: those that begin at `last` or before. With ALiBi
-// they lie on one side of the diagonal, and x rises by `per_key` (in units of log2) per key.
-struct InsideTiles {
+// Tiles inside come in runs: from where one was looked for to the one that begins at `last`. With
+// ALiBi a run lies on one side of the diagonal, and x rises in it by `per_key` (in units of log2)
+// per key. What a tile is then takes one comparison, and what a run has in common changes in tiles
+// that are not inside: there is one between the two sides.
+struct InsideRun {
   int last = -1;
   bool in_front = false;
   float per_key = 0.0f;
 };
 
-// The run that starts with the tile at `key`, empty if that one is not inside. Tiles are of KEYS
-// keys and ROWS rows, the first of which is at distance 0 from key `diagonal`.
+// The run that begins with the tile at `key`; `last` is less if that one is not inside. Tiles are
+// of KEYS keys and of ROWS rows, the first of which is at distance 0 from the key `diagonal`.
 template <Scores kScores, int ROWS, int KEYS>
-__device__ __forceinline__ InsideTiles find_inside(const AttentionParams& p, float slope,
-                                                   int diagonal, int len_k, int key) {
-  const int in_front = diagonal - (KEYS - 1), behind = diagonal + (ROWS - 1);
-  InsideTiles tiles;
-  int first = behind - p.window_left;
+__device__ __forceinline__ InsideRun find_run(const AttentionParams& p, float slope, int diagonal,
+                                              int len_k, int key) {
+  InsideRun run;
+  int first = diagonal + (ROWS - 1) - p.window_left;
   int last = least(diagonal + p.window_right, len_k - 1) - (KEYS - 1);
   if constexpr (kScores == Scores::alibi) {
-    tiles.in_front = key <= in_front;
-    tiles.per_key = (tiles.in_front ? slope : -slope) * kLog2E;
-    if (tiles.in_front) last = least(last, in_front);
-    else first = most(first, behind);
+    run.in_front = key <= diagonal - (KEYS - 1);
+    run.per_key = (run.in_front ? slope : -slope) * kLog2E;
+    if (run.in_front)
+      last = least(last, diagonal - (KEYS - 1));
+    else
+      first = most(first, diagonal + (ROWS - 1));
   }
-  if (kScores != Scores::all && key >= first) tiles.last = last;
-  return tiles;
+  if (kScores != Scores::all && key >= first) run.last = last;
+  return run;
 }
 
 // ALiBi inside tiles, where it is linear: what accumulators start from, `per_column` (in units of

@@ -142,10 +142,9 @@ __device__ __forceinline__ void attend_values(const BinaryQkAttentionParams& p,
     __syncthreads();  // the keys are there
 
     float s[M][N][4];
-    const float no_shift[M] = {};
     if (works) {
       half_products<S>(s, q, shared_keys, slope, first_row - key, count);
-      online_softmax<S>(s, o, state, 2 * p.scale * kLog2E, 0.0f, no_shift);
+      online_softmax<S>(s, o, state, 2 * p.scale * kLog2E, 0.0f, 0.0f);
     }
     ptx::cp_async_wait<0>();
     if constexpr (S::kInt8) widen_values<S>(tile, copied, values);

@@ -20,6 +20,8 @@ __device__ __forceinline__ int opaque(int x) {
   asm("" : "+r"(x));
   return x;
 }
+// Volatile, so that equal values stay in registers of their own: operands in groups of registers
+// would otherwise be put together by moves.
 __device__ __forceinline__ float opaque(float x) {
   asm volatile("" : "+f"(x));
   return x;
