@@ -179,7 +179,8 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
   LinearBias<N> zeros, linear;
   InsideRun run;
   const auto enter = [&](int key) {
-    run = find_run<S::kScores, 16 * M, S::kKeys>(p, w.slope, diagonal, len_k, key);
+    run = find_run<S::kScores, 16 * M, S::kKeys>(w.slope, diagonal, p.window_left, p.window_right,
+                                                 len_k, key);
     if (!busy) run.last = -1;
     if constexpr (S::kScores == Scores::alibi) linear.set(run.per_key, p.scale * kLog2E);
   };
@@ -199,7 +200,7 @@ __device__ __forceinline__ void attend(const AttentionParams& p, const Sequence&
     }
     for (int key = begin; key < end; key += S::kKeys) {
       const int distance = diagonal - key;  // of the warp's first row and the first key
-      const bool inside = S::kScores != Scores::all && is_uniform(key <= run.last);
+      const bool inside = is_inside<S::kScores>(run, key);
       const auto crosses = [&] {
         return is_uniform(busy &&
                           is_visible(p, distance - (S::kKeys - 1), distance + (16 * M - 1)));
@@ -337,11 +338,8 @@ __device__ __forceinline__ ShortUnit find_short_unit(const AttentionParams& p, i
   const int log2_rows = is_one ? 6 : is_two ? 5 : 4;
   const int per_item = is_one ? heads : is_two ? pairs : fours;
   const int64_t within = unit - (is_one ? 0 : is_two ? end_one : end_two);
-  return {(is_one   ? first
-           : is_two ? one
-                    : two) +
-              static_cast<int>(within / per_item),
-          static_cast<int>(within % per_item) * (64 >> log2_rows), log2_rows};
+  const int index = (is_one ? first : is_two ? one : two) + within / per_item;
+  return {index, static_cast<int>(within % per_item) * (64 >> log2_rows), log2_rows};
 }
 
 // Tiles of kShortRows rows: the short sequences, and the long ones unless attention_long_kernel

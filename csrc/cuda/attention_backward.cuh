@@ -61,7 +61,18 @@ __device__ __forceinline__ void query_gradient(const AttentionBackwardParams& b,
 
   float dq[1][D / 8][4];
   set_zero(dq);
+  const int diagonal = row + shift;  // the key at distance 0 from the warp's first row
   LinearBias<N> zeros, linear;
+  InsideRun run;
+  const auto enter = [&](int key) {
+    run = find_run<kScores, kWarpRows, S::kKeys>(slope, diagonal, p.window_left, p.window_right,
+                                                 len_k, key);
+    if (rows < kWarpRows) run.last = -1;
+    if constexpr (kScores == Scores::alibi) linear.set(run.per_key, p.scale * kLog2E);
+  };
+  enter(begin);
+  // With ALiBi: by how many keys the tile is behind the diagonal.
+  float away = kScores == Scores::alibi ? begin - diagonal : 0.0f;
   const bool sums_slope = kScores != Scores::plain && b.slope_shares != nullptr;
   SlopeSums sums[2];
   float low = 0.0f, high = 0.0f;
@@ -74,22 +85,21 @@ __device__ __forceinline__ void query_gradient(const AttentionBackwardParams& b,
     keys.pass(
         begin, end, [](int, int) {},
         [&](const T* k_tile, const T* v_tile, int, int key) {
-          const int distance = row + shift - key;
-          const auto [works, inside] =
-              classify_tile<kScores>(p, rows > 0, key + S::kKeys <= len_k && rows >= kWarpRows,
-                                     distance - (S::kKeys - 1), distance + kWarpRows - 1);
+          const int distance = diagonal - key;
+          const bool inside = is_inside<kScores>(run, key);
+          const bool works =
+              inside || is_uniform(rows > 0 && is_visible(p, distance - (S::kKeys - 1),
+                                                          distance + kWarpRows - 1));
           float s[1][N][4], dp[1][N][4];
           if (inside) {
             // Accumulators start from the biases and from -delta.
-            const float scale = p.scale * kLog2E, sign = distance > 0 ? 1.0f : -1.0f;
+            const float scale = p.scale * kLog2E;
             float less_delta[N][4], offset[2];
             SlopeSums of_tile[2];
-            if (kScores == Scores::alibi) linear.follow(sign * slope * kLog2E, scale);
 #pragma unroll
             for (int i = 0; i < N * 4; ++i) less_delta[i / 4][i % 4] = -delta[i % 4 / 2];
 #pragma unroll
-            for (int r = 0; r < 2; ++r)
-              offset[r] = -linear.per_column * static_cast<float>(distance) - lse2[r];
+            for (int r = 0; r < 2; ++r) offset[r] = fmaf(run.per_key, away, -lse2[r]);
             multiply_rows(s, linear.start, q_rows, k_tile);
             multiply_rows(dp, less_delta, grad_rows, v_tile);
 #pragma unroll
@@ -102,7 +112,8 @@ __device__ __forceinline__ void query_gradient(const AttentionBackwardParams& b,
             }
 #pragma unroll
             for (int r = 0; r < 2; ++r)
-              sums[r].add(of_tile[r], sign, distance + lane / 4 + 8 * r - lane % 4 * 2);
+              sums[r].add(of_tile[r], run.in_front ? 1.0f : -1.0f,
+                          lane / 4 + 8 * r - lane % 4 * 2 - away);
           } else if (works) {
             multiply_rows(s, zeros.start, q_rows, k_tile);
             multiply_rows(dp, zeros.start, grad_rows, v_tile);
@@ -127,6 +138,8 @@ __device__ __forceinline__ void query_gradient(const AttentionBackwardParams& b,
             }
           }
           if (works && pass == 1) multiply_weights<T, D>(dq, s, k_tile);
+          if (!inside) enter(key + S::kKeys);
+          if (kScores == Scores::alibi) away += S::kKeys;
           if (has_relative && pass == 1) {
 #pragma unroll
             for (int i = 0; i < N * 4; ++i) {
@@ -205,7 +218,10 @@ __device__ __forceinline__ void key_gradient(const AttentionBackwardParams& b,
   float dk[1][kDk ? D / 8 : 1][4], dv[1][kDv ? D / 8 : 1][4];
   set_zero(dk);
   set_zero(dv);
+  const int diagonal = key - shift;  // the row at distance 0 from the warp's first key
   LinearBias<N> zeros, linear;
+  InsideRun run;
+  float away = 0.0f;  // with ALiBi: by how many rows the tile is behind the diagonal
   for (int member = 0; member < p.group; ++member) {
     const int head = head_kv * p.group + member;
     const float slope = slope_of(p, sequence.index, head);
@@ -214,11 +230,21 @@ __device__ __forceinline__ void key_gradient(const AttentionBackwardParams& b,
         {p.q, sequence.begin_q, len_q, head, p.heads, 1, kOneHead},
         {b.grad_out, sequence.begin_q, len_q, head, p.heads, 1, kOneHead},
         p.head_dim};
+    const auto enter = [&](int row) {
+      run = find_run<kScores, kWarpRows, S::kQueries>(slope, diagonal, p.window_right,
+                                                      p.window_left, len_q, row);
+      if (rows < kWarpRows) run.last = -1;
+      if constexpr (kScores == Scores::alibi) {
+        linear.set(run.per_key, p.scale * kLog2E);
+        away = row - diagonal;
+      }
+    };
+    enter(begin);
+    const int64_t of_head = int64_t{head} * p.total_q + sequence.begin_q;
     const auto start_row_values = [&](int stage, int row) {
       const int i = threadIdx.x % S::kQueries, which = threadIdx.x / S::kQueries;
       if (which > 1) return;
-      const float* source =
-          (which == 0 ? b.lse2 : b.delta) + int64_t{head} * p.total_q + sequence.begin_q + row + i;
+      const float* source = (which == 0 ? b.lse2 : b.delta) + of_head + row + i;
       ptx::cp_async<4>(row_values + (2 * stage + which) * S::kQueries + i, source,
                        row + i < len_q ? 4 : 0);
     };
@@ -226,11 +252,11 @@ __device__ __forceinline__ void key_gradient(const AttentionBackwardParams& b,
         begin, end, start_row_values, [&](const T* q_tile, const T* grad_tile, int stage, int row) {
           const float* lse2 = row_values + 2 * stage * S::kQueries;
           const float* delta = lse2 + S::kQueries;
-          const int distance = row + shift - key;
-          const auto [works, inside] =
-              classify_tile<kScores>(p, rows > 0, row + S::kQueries <= len_q && rows >= kWarpRows,
-                                     distance - (kWarpRows - 1), distance + S::kQueries - 1);
-          if (!works) return;
+          const int distance = row - diagonal;
+          const bool inside = is_inside<kScores>(run, row);
+          if (!inside && !is_uniform(rows > 0 && is_visible(p, distance - (kWarpRows - 1),
+                                                            distance + S::kQueries - 1)))
+            return enter(row + S::kQueries);
           float s[1][N][4], dp[1][N][4];
           set_zero(dp);
           if constexpr (kDk) multiply_rows(dp, zeros.start, v_rows, grad_tile);
@@ -253,9 +279,7 @@ __device__ __forceinline__ void key_gradient(const AttentionBackwardParams& b,
           };
           if (inside) {
             const float scale = p.scale * kLog2E;
-            if (kScores == Scores::alibi)
-              linear.follow((distance > 0 ? -slope : slope) * kLog2E, scale);
-            const float bias = linear.per_column * static_cast<float>(distance);
+            const float bias = run.per_key * away;
             multiply_rows(s, linear.start, k_rows, q_tile);
             differentiate_tile([&](float product, int, int column) {
               return fmaf(product, scale, bias - lse2[column]);
@@ -269,6 +293,10 @@ __device__ __forceinline__ void key_gradient(const AttentionBackwardParams& b,
           }
           if constexpr (kDv) multiply_weights<T, D>(dv, s, grad_tile);
           if constexpr (kDk) multiply_weights<T, D>(dk, dp, q_tile);
+          if (!inside)
+            enter(row + S::kQueries);
+          else if (kScores == Scores::alibi)
+            away += S::kQueries;
         });
   }
 
@@ -286,23 +314,6 @@ __device__ __forceinline__ void key_gradient(const AttentionBackwardParams& b,
   __syncthreads();  // the next tile overwrites these
 }
 
-// Rows of a gradient behind the last sequence: zeros, or NaN where cu_seqlens is malformed.
-template <class T>
-__device__ __forceinline__ void clear_gradient(const AttentionGradient& to, const int32_t* plan,
-                                               int total, int heads, int head_dim) {
-  const int used = clamp(plan[kPlanUsed], 0, total);
-  const uint32_t fill = plan[kPlanError] == kPlanFine ? 0u : 0x7fff7fffu;
-  const int chunks = head_dim / 8;
-  const int64_t count = int64_t{total - used} * heads * chunks;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count;
-       i += int64_t{gridDim.x} * blockDim.x) {
-    const int64_t row = i / chunks;
-    T* out = static_cast<T*>(to.data) + (used + row / heads) * to.token_stride +
-             row % heads * to.head_stride + i % chunks * 8;
-    *reinterpret_cast<uint4*>(out) = make_uint4(fill, fill, fill, fill);
-  }
-}
-
 // A unit of work: tiles [begin, end) of a sequence and head of k. First come the tiles of queries,
 // of one head of the group after the other, then those of keys.
 struct BackwardUnit {
@@ -318,7 +329,8 @@ __device__ __forceinline__ BackwardUnit find_unit(const AttentionBackwardParams&
   const AttentionParams& p = b.forward;
   const bool is_short = b.phase == BackwardPhase::short_sequences;
   const bool of_keys = b.phase == BackwardPhase::keys;
-  const int heads = b.phase == BackwardPhase::queries ? p.heads : p.heads / p.group;
+  const int all = ptx::opaque(p.heads);  // opaque: registers are for the tiles
+  const int heads = b.phase == BackwardPhase::queries ? all : all / p.group;
   const int head = index % heads, halves = is_short ? 1 : kLongRows / kShortRows;
   const int64_t part = index / heads;
   const Item item = plan_item(of_keys ? b.key_plan : p.plan,
@@ -340,7 +352,7 @@ __device__ __forceinline__ BackwardUnit find_unit(const AttentionBackwardParams&
 __device__ __forceinline__ int64_t count_units(const AttentionBackwardParams& b) {
   constexpr int kHalves = kLongRows / kShortRows;
   const AttentionParams& p = b.forward;
-  const int heads_kv = p.heads / p.group;
+  const int heads_kv = ptx::opaque(p.heads) / p.group;
   switch (b.phase) {
     case BackwardPhase::short_sequences: return int64_t{p.batch} * heads_kv;
     case BackwardPhase::queries:

@@ -207,6 +207,23 @@ __device__ __forceinline__ void store_gradient(const AttentionGradient& to, type
   store_rows<T, S::D, 1>(tile, values, out, to.token_stride, rows, head_dim);
 }
 
+// Rows of a gradient behind the last sequence: zeros, or NaN where cu_seqlens is malformed.
+template <class T>
+__device__ __forceinline__ void clear_gradient(const AttentionGradient& to, const int32_t* plan,
+                                               int total, int heads, int head_dim) {
+  const int used = clamp(plan[kPlanUsed], 0, total);
+  const uint32_t fill = plan[kPlanError] == kPlanFine ? 0u : 0x7fff7fffu;
+  const int chunks = head_dim / 8;
+  const int64_t count = int64_t{total - used} * heads * chunks;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count;
+       i += int64_t{gridDim.x} * blockDim.x) {
+    const int64_t row = i / chunks;
+    T* out = static_cast<T*>(to.data) + (used + row / heads) * to.token_stride +
+             row % heads * to.head_stride + i % chunks * 8;
+    *reinterpret_cast<uint4*>(out) = make_uint4(fill, fill, fill, fill);
+  }
+}
+
 // Adds the sums of a tile's score gradients along its diagonals to the tile's share of the relative
 // bias; those clamped to the ends gather in `low` and `high`. Thread x owns diagonal x: key - row =
 // x - 63. All threads of the block; `scratch` is free again after the next barrier.

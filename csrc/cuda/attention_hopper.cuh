@@ -218,7 +218,8 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
   float away[1][2] = {};  // with ALiBi: by how many keys number 0 is behind a row's diagonal
   bool inside;            // of the tile last started
   const auto enter = [&](int key) {
-    run = find_run<S::kScores, 64, kKeys>(p, w.slope, diagonal, len_k, key);
+    run = find_run<S::kScores, 64, kKeys>(w.slope, diagonal, p.window_left, p.window_right, len_k,
+                                          key);
     if constexpr (S::kScores == Scores::alibi) {
       const SlopeWords words(w.slope / p.scale);
       slope[0] = slope[1] = run.in_front ? words.rising : words.falling;
@@ -229,7 +230,7 @@ __device__ __forceinline__ void compute_unit(const AttentionParams& p, const Hop
   };
   enter(unit.begin);
   const auto start = [&](int key) {
-    inside = is_uniform(key <= run.last);
+    inside = is_inside<S::kScores>(run, key);
     if constexpr (S::kScores == Scores::alibi) {
       if (!inside) slope[0] = slope[1] = 0;
       ptx::hold_registers(slope);

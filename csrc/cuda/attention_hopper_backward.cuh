@@ -91,29 +91,36 @@ __device__ __forceinline__ void hopper_query_gradient(const AttentionBackwardPar
     }
     ptx::hold_registers(flat(s));
   };
+  InsideRun run;
+  float away = 0.0f;  // with ALiBi: by how many keys this lane's first is behind its first row's
+  const auto enter = [&](int key) {
+    run =
+        find_run<kScores, 16, kKeys>(slope, row + shift, p.window_left, p.window_right, len_k, key);
+    if (kScores == Scores::alibi) away = key + lane % 4 * 2 - row - shift - lane / 4;
+  };
+  enter(unit.begin);
   const auto differentiate = [&](int key) {
     ptx::wgmma_wait<2>();
     ptx::hold_registers(flat(s));
-    const int distance = row + shift - key, first = distance + lane / 4 - lane % 4 * 2;
-    const TileKind kind = classify_tile<kScores>(p, true, key + kKeys <= len_k,
-                                                 distance - (kKeys - 1), distance + 15);
-    if (kind.inside) {
-      const float scale = p.scale * kLog2E, sign = distance > 0 ? 1.0f : -1.0f;
-      const float per_column = sign * slope * kLog2E;
+    if (is_inside<kScores>(run, key)) {
+      const float scale = p.scale * kLog2E, per_key = run.per_key;
       float offset[2];
       SlopeSums of_tile[2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) offset[r] = -per_column * (first + 8 * r) - lse2[r];
+      for (int r = 0; r < 2; ++r) offset[r] = fmaf(per_key, away - 8 * r, -lse2[r]);
       differentiate_tile(
           key,
           [&](float x, int r, int column) {
             if (kScores == Scores::plain) return fmaf(x, scale, -lse2[r]);
-            return fmaf(x, scale, fmaf(per_column, column, offset[r]));
+            return fmaf(x, scale, fmaf(per_key, column, offset[r]));
           },
           [&](const ScoreGradient& d, int r, int column) { of_tile[r].add(d, column); });
 #pragma unroll
-      for (int r = 0; r < 2; ++r) sums[r].add(of_tile[r], sign, first + 8 * r);
+      for (int r = 0; r < 2; ++r)
+        sums[r].add(of_tile[r], run.in_front ? 1.0f : -1.0f, 8 * r - away);
+      if (kScores == Scores::alibi) away += kKeys;
     } else {
+      const int first = row + shift - key + lane / 4 - lane % 4 * 2;
       const int exist = len_k - key - lane % 4 * 2;
       differentiate_tile(
           key,
@@ -124,6 +131,7 @@ __device__ __forceinline__ void hopper_query_gradient(const AttentionBackwardPar
           [&](const ScoreGradient& d, int r, int column) {
             sums[r].add(d, fabsf(static_cast<float>(first + 8 * r - column)));
           });
+      enter(key + kKeys);
     }
     ptx::wgmma_wait<0>();
     ptx::hold_registers(flat(dq));
@@ -241,25 +249,33 @@ __device__ __forceinline__ void hopper_key_gradient(const AttentionBackwardParam
     }
     ptx::hold_registers(flat(dp));
   };
+  InsideRun run;
+  float away = 0.0f;  // with ALiBi: by how many rows this lane's first is behind its first key's
+  const auto enter = [&](int query, float slope) {
+    constexpr int kNoEnd = 1 << 30;  // the numbers of rows past the end hide their scores
+    run = find_run<kScores, 16, kQueries>(slope, key - shift, p.window_right, p.window_left, kNoEnd,
+                                          query);
+    if (kScores == Scores::alibi) away = query + shift + lane % 4 * 2 - key - lane / 4;
+  };
   const auto differentiate = [&](int query, float slope, bool is_last) {
     ptx::wgmma_wait<2>();
     ptx::hold_registers(flat(s));
-    const int distance = query + shift - key, first = distance + lane % 4 * 2 - lane / 4;
-    const TileKind kind =
-        classify_tile<kScores>(p, true, true, distance - 15, distance + kQueries - 1);
-    if (kind.inside) {
-      const float scale = p.scale * kLog2E, per_column = (distance > 0 ? -slope : slope) * kLog2E;
+    if (is_inside<kScores>(run, query)) {
+      const float scale = p.scale * kLog2E, per_row = run.per_key;
       float offset[2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) offset[r] = per_column * (first - 8 * r);
+      for (int r = 0; r < 2; ++r) offset[r] = per_row * (away - 8 * r);
       differentiate_tile(is_last, [&](float x, float lse2, int r, int column) {
         if (kScores == Scores::plain) return fmaf(x, scale, -lse2);
-        return fmaf(x, scale, fmaf(per_column, column, -lse2) + offset[r]);
+        return fmaf(x, scale, fmaf(per_row, column, -lse2) + offset[r]);
       });
+      if (kScores == Scores::alibi) away += kQueries;
     } else {
+      const int first = query + shift - key + lane % 4 * 2 - lane / 4;
       differentiate_tile(is_last, [&](float x, float lse2, int r, int column) {
         return edge_exponent<kScores>(p, x, unit.head, slope, first - 8 * r + column, true, lse2);
       });
+      enter(query + kQueries, slope);
     }
     ptx::wgmma_wait<0>();
     ptx::hold_registers(flat(dk));
@@ -282,9 +298,11 @@ __device__ __forceinline__ void hopper_key_gradient(const AttentionBackwardParam
       if (head == last_head) return false;
       query = unit.begin;
       slope = slope_of(p, unit.sequence.index, ++head);
+      enter(query, slope);
       return true;
     };
     const auto is_last = [&] { return head == last_head && query + kQueries >= unit.end; };
+    enter(query, slope);
     ptx::mbarrier_wait(ring.barriers.own_full, own_parity);
     start(query);
     ptx::wgmma_commit();  // no sums yet

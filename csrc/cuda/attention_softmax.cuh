@@ -1,7 +1,7 @@
 // The online softmax of a tile of scores in two steps, so that what is summed up already can shrink
 // between them or, where products are under way, behind them.
 #pragma once
-#include "cuda/attention_tile.cuh"
+#include "cuda/attention_inside.cuh"
 
 namespace taut {
 

@@ -91,6 +91,7 @@ class RowCopies {
   // Starts copying the tile of rows from `token` on.
   __device__ __forceinline__ void start(T* tile, int token, int head_dim) const {
     T* target = tile + row_ * kPitch<D> + column_;
+    // Else widened to 64 bits in front of loops, which keeps it from products of 32 by 32 bits.
     const int stride = ptx::opaque(from_.token_stride);
     if (1 << log2_rows_ >= ROWS) {
       const int own = ptx::opaque(2 * (token + row_));
@@ -169,7 +170,9 @@ struct OperandRows {
 
   __device__ __forceinline__ OperandRows(const T* tile) : tile(tile) {
     const int lane = threadIdx.x % 32;
-    own = ptx::opaque(lane % 16 * kPitch<D> + lane / 16 * 8);  // else computed anew in every turn
+    own = lane % 16 * kPitch<D> + lane / 16 * 8;
+    // Else computed anew in every turn of a loop. At D = 256 it would be one register too many.
+    if (D <= 128) own = ptx::opaque(own);
   }
   __device__ __forceinline__ void hold() {
 #pragma unroll
@@ -280,73 +283,6 @@ __device__ __forceinline__ bool is_visible(const AttentionParams& p, int distanc
 __device__ __forceinline__ bool is_visible(const AttentionParams& p, int nearest, int farthest) {
   return farthest >= -p.window_right && nearest <= p.window_left;
 }
-
-// What a warp does with a tile of scores. Inside no end, no limit and no change of sign of the
-// distance crosses the tile; else it works by element, if it has anything visible.
-struct TileKind {
-  bool works, inside;
-};
-
-// Of a tile of all distances from `nearest` to `farthest`; `complete`: all its rows and keys exist.
-template <Scores kScores>
-__device__ __forceinline__ TileKind classify_tile(const AttentionParams& p, bool busy,
-                                                  bool complete, int nearest, int farthest) {
-  const bool works = busy && is_visible(p, nearest, farthest);
-  bool inside =
-      kScores != Scores::all && complete && nearest >= -p.window_right && farthest <= p.window_left;
-  if (kScores == Scores::alibi) inside = inside && (nearest >= 0 || farthest <= 0);
-  return {is_uniform(works), kScores != Scores::all && is_uniform(works && inside)};
-}
-
-// Tiles inside come in runs: from where one was looked for to the one that begins at `last`. With
-// ALiBi a run lies on one side of the diagonal, and x rises in it by `per_key` (in units of log2)
-// per key. What a tile is then takes one comparison, and what a run has in common changes in tiles
-// that are not inside: there is one between the two sides.
-struct InsideRun {
-  int last = -1;
-  bool in_front = false;
-  float per_key = 0.0f;
-};
-
-// The run that begins with the tile at `key`; `last` is less if that one is not inside. Tiles are
-// of KEYS keys and of ROWS rows, the first of which is at distance 0 from the key `diagonal`.
-template <Scores kScores, int ROWS, int KEYS>
-__device__ __forceinline__ InsideRun find_run(const AttentionParams& p, float slope, int diagonal,
-                                              int len_k, int key) {
-  InsideRun run;
-  int first = diagonal + (ROWS - 1) - p.window_left;
-  int last = least(diagonal + p.window_right, len_k - 1) - (KEYS - 1);
-  if constexpr (kScores == Scores::alibi) {
-    run.in_front = key <= diagonal - (KEYS - 1);
-    run.per_key = (run.in_front ? slope : -slope) * kLog2E;
-    if (run.in_front)
-      last = least(last, diagonal - (KEYS - 1));
-    else
-      first = most(first, diagonal + (ROWS - 1));
-  }
-  if (kScores != Scores::all && key >= first) run.last = last;
-  return run;
-}
-
-// ALiBi inside tiles, where it is linear: what accumulators start from, `per_column` (in units of
-// log2) per column less row of the accumulator. The rest of it is a number per 16 rows.
-template <int N>
-struct LinearBias {
-  float per_column = 0.0f, start[N][4] = {};
-
-  // Seldom anything to do: the slope changes its sign at the diagonal.
-  __device__ __forceinline__ void follow(float wanted, float scale) {
-    if (per_column != wanted) set(wanted, scale);
-  }
-  __device__ __forceinline__ void set(float wanted, float scale) {
-    per_column = wanted;
-    const int lane = threadIdx.x % 32;
-    const float slope = wanted / scale, own = slope * (lane % 4 * 2 - lane / 4);
-#pragma unroll
-    for (int i = 0; i < N * 4; ++i)
-      start[i / 4][i % 4] = ptx::opaque(fmaf(slope, i / 4 * 8 + i % 2 - i % 4 / 2 * 8, own));
-  }
-};
 
 // softcap * tanh(x / softcap), by an exponential: ex2 is more exact than tanh.approx.
 __device__ __forceinline__ float soft_capped(float x, float softcap) {
