@@ -91,7 +91,7 @@ def test_schedules_give_the_same_bits(option, schedule):
     assert all(map(torch.equal, got, want))
 
 
-@pytest.mark.parametrize("option", ("none", "causal", "window", "all"))
+@pytest.mark.parametrize("option", ("none", "alibi", "causal", "window", "all"))
 def test_cross_attention_with_shared_heads(option):
     assert_forward(forward_case(option, torch.float16, heads_kv=1, cross=True), OPTIONS[option])
 
@@ -100,6 +100,18 @@ def test_cross_attention_with_shared_heads(option):
 def test_long_sequences(option):
     case = forward_case(option, torch.bfloat16, 40 if option == "none" else 64, lengths=(600, 257))
     assert_forward(case, OPTIONS[option], schedule=1)
+
+
+@pytest.mark.parametrize("slope", (0.0, 1e-5, -0.1, 3.7, 2000.0))
+def test_any_slope(slope):
+    """Also in a window that begins and ends on either side of the diagonal."""
+    options = {"alibi_slopes": torch.tensor([slope, slope / 3]), "window_size": (230, 170)}
+    q, k, v = random_qkv((400, 130), (400, 130), HEADS, HEADS, 64, torch.float16)
+    cu, chosen = cu_seqlens_of((400, 130)), arguments(options, 64)
+    out, lse = cuda.forward(q, k, v, cu, cu, *chosen)
+    want, want_lse = reference.varlen_attention(*(t.double() for t in (q, k, v)), cu, cu, *chosen)
+    assert (out - want).abs().max() < 4e-3
+    assert ((lse - want_lse).abs() <= 4e-6 * want_lse.abs().clamp(min=1)).all()
 
 
 def test_thousand_tokens():
@@ -220,7 +232,7 @@ def test_gradients_of_wide_heads_with_every_option():
     assert_backward(FEW, FEW, HEADS, 256, torch.float16, options)
 
 
-@pytest.mark.parametrize("option", ("none", "causal", "window", "all"))
+@pytest.mark.parametrize("option", ("none", "alibi", "causal", "window", "all"))
 def test_gradients_of_cross_attention(option):
     lengths_k = (*LENGTHS[3:], 40, 0, 3)
     assert_backward(LENGTHS, lengths_k, 1, 32, torch.bfloat16, OPTIONS[option], schedule=1)
@@ -229,6 +241,11 @@ def test_gradients_of_cross_attention(option):
 @pytest.mark.parametrize("option", ("alibi", "window", "dropout"))
 def test_gradients_of_long_sequences(option):
     assert_backward((400, 3, 257), (400, 3, 257), 1, 32, torch.bfloat16, OPTIONS[option])
+
+
+def test_gradients_of_slopes_in_a_window():
+    options = {**OPTIONS["alibi"], "window_size": (230, 170)}
+    assert_backward((400, 130), (400, 130), HEADS, 32, torch.bfloat16, options)
 
 
 @pytest.mark.parametrize("schedule", build.SCHEDULES)

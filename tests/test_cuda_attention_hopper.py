@@ -67,10 +67,12 @@ def test_slopes_per_sequence():
         assert torch.equal(out, together[rows])
 
 
-@pytest.mark.parametrize("slope", (0.0, 1e-5, 3.7, 2000.0))
-def test_any_slope(slope):
+@pytest.mark.parametrize("window", ((-1, -1), (400, 300)))
+@pytest.mark.parametrize("slope", (0.0, 1e-5, -0.1, 3.7, 2000.0))
+def test_any_slope(slope, window):
     """Slopes are split into three bf16: the smallest and the steepest keep their 24 bits."""
-    lengths, options = (300, 200), {"alibi_slopes": torch.tensor([slope, slope / 3])}
+    lengths = (700, 200)
+    options = {"alibi_slopes": torch.tensor([slope, slope / 3]), "window_size": window}
     q, k, v = random_qkv(lengths, lengths, HEADS, HEADS, 64, torch.float16)
     cu, chosen = cu_seqlens_of(lengths), arguments(options, 64)
     out, lse = forward(q, k, v, cu, cu, *chosen)

@@ -89,6 +89,11 @@ def test_any_slope(slope):
     assert_backward((270, 70), {"alibi_slopes": torch.tensor([slope, slope / 3])})
 
 
+def test_slopes_in_a_window():
+    options = {"alibi_slopes": torch.tensor([0.3, -0.01]), "window_size": (250, 180)}
+    assert_backward((450, 130), options)
+
+
 @pytest.mark.parametrize("head_dim", (64, 128))
 def test_schedules_give_the_same_bits(head_dim):
     call = random_call((33, 0, 65, 256, 257, 31), OPTIONS["alibi"], head_dim)
