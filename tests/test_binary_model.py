@@ -373,6 +373,7 @@ def test_commands(authors, tmp_path):
     result = run(app, ["info", str(bits), "--tokens", "32"])
     assert result.exit_code == 0 and "FLOPs counted" in result.output, result.output
     assert "a text of 32 tokens" in result.output
+    assert "a text of 40 tokens" in run(app, ["info", str(bits)]).output  # all it takes
     too_many = run(app, ["info", str(bits), "--tokens", "10000"]).exception
     assert isinstance(too_many, taut.text_io.InputError) and "tokens must be at most" in str(
         too_many

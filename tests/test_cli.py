@@ -185,6 +185,7 @@ def test_info_names_versions_and_libraries():
     assert result.returncode == 0
     for fact in ("torch", "libtaut_cpu", "loaded", "instruction sets", "in use", "libtaut_cuda"):
         assert fact in text, text
+    refused(taut("info", "--tokens", 8), "--tokens needs a MODEL")
 
 
 def test_demo_compares_and_searches():

@@ -240,6 +240,25 @@ def test_changed_weights_are_seen(tmp_path, natively, composed):
         assert torch.equal(again.encode(TEXTS), encoder.encode(TEXTS)) and natively() == 4
 
 
+@pytest.mark.parametrize("scheme", (None, "w8a8", "w4a16-g32"))
+def test_norms_may_lack_a_bias(tmp_path, composed, scheme):
+    encoder = encoder_of(tmp_path, scheme=scheme)
+    for layer in encoder.backbone.layers:
+        layer.attention_norm = torch.nn.LayerNorm(64, bias=False).eval()
+    assert torch.equal(encoder.encode(TEXTS), composed(encoder))
+
+
+def test_norms_made_in_inference_mode_are_read_anew(tmp_path, composed):
+    encoder = encoder_of(tmp_path, scheme="w8a8")
+    with torch.inference_mode():
+        norm = encoder.backbone.layers[0].output_norm = torch.nn.LayerNorm(64).eval()
+        before = encoder.encode(TEXTS)
+        norm.weight.mul_(2)
+        norm.bias.add_(torch.rand(64))
+        after = encoder.encode(TEXTS)
+        assert not torch.equal(after, before) and torch.equal(after, composed(encoder))
+
+
 @pytest.mark.parametrize("scheme", (None, "w8a8"))
 def test_threads_share_an_encoder(tmp_path, scheme):
     encoder = encoder_of(tmp_path, scheme=scheme)

@@ -1,5 +1,6 @@
 """Linear layers over low-bit weights against their reference, on every instruction set."""
 
+import itertools
 import random
 
 import pytest
@@ -176,14 +177,15 @@ def test_extremes_do_not_saturate(isa, bits, value):
 
 
 def test_per_channel_products_are_exact_whatever_the_scales(isa):
-    """One group, no bias: the fp32 operations have one order, so any scale gives equal bits."""
+    """One group: the fp32 operations have one order, so any scale gives equal bits."""
     for bits in BITS:
-        weight = weight_of(130, 700, bits, zero_point="half")
         x, x_scale = codes_of(20, 700), torch.rand(20, 1)
-        for dtype in FLOATS:
-            got = taut.lowbit_linear(x, weight, x_scale=x_scale, out_dtype=dtype)
-            want = reference.lowbit_linear(*operands(weight, x, x_scale), out_dtype=dtype)
-            assert torch.equal(got, want)
+        for zero_point, bias in itertools.product((None, "half"), (None, torch.randn(130))):
+            weight = weight_of(130, 700, bits, zero_point=zero_point)
+            for dtype in FLOATS:
+                got = taut.lowbit_linear(x, weight, bias, x_scale=x_scale, out_dtype=dtype)
+                want = reference.lowbit_linear(*operands(weight, x, x_scale, bias), out_dtype=dtype)
+                assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -358,6 +360,31 @@ def test_layouts(isa, activation, change):
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("rows", (1, 5, 37, 300))
+def test_integers_are_read_from_any_rows(isa, rows):
+    """Whole blocks of input features are read in place."""
+    weight, x_scale = weight_of(70, 128, 8), torch.rand(rows, 1)
+    codes = codes_of(rows, 128)
+    options = {"x_scale": x_scale, "out_dtype": torch.float32}
+    want = reference.lowbit_linear(*operands(weight, codes, x_scale), out_dtype=torch.float32)
+    for extra in (0, 5, 64, 4096 - 128):
+        moved = strided_rows(codes, extra)
+        before = moved.clone()
+        assert torch.equal(taut.lowbit_linear(moved, weight, **options), want)
+        assert torch.equal(moved, before)
+    assert torch.equal(taut.lowbit_linear(misaligned(codes), weight, **options), want)
+    same = codes[:1].expand(rows, 128)
+    got = taut.lowbit_linear(same, weight, **options)
+    assert torch.equal(got, taut.lowbit_linear(same.contiguous(), weight, **options))
+
+
+def test_zero_points_that_are_no_numbers_show(isa):
+    weight = weight_of(70, 100, 4, 32, "whole")
+    weight.zero_point[3, 1] = float("nan")
+    out = taut.lowbit_linear(torch.randn(9, 100), weight)
+    assert out[:, 3].isnan().all() and out.isfinite().sum() == 9 * 69
+
+
 @pytest.mark.parametrize("activation", ("int8", "none"))
 def test_nothing_leaks_between_rows(isa, activation):
     weight = weight_of(70, 100, 4, 32)
@@ -388,16 +415,24 @@ def test_every_element_is_written(isa, activation):
             assert t.isfinite().all()
 
 
+@pytest.mark.parametrize("in_features, group_size", ((77, 32), (77, 0), (128, 64), (128, 0)))
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("activation", ("int8", "none"))
-def test_batch_invariance(isa, activation, bits, threads):
+@pytest.mark.parametrize("activation", ("int8", "none", "given"))
+def test_batch_invariance(isa, activation, bits, in_features, group_size, threads):
     """A row's result does not depend on its place, the other rows, or the number of threads."""
     rows = 500 if isa.startswith("avx512") else 130
-    weight = weight_of(130, 77, bits, 32)
-    x, bias, residual = torch.randn(rows, 77), torch.randn(130), torch.randn(rows, 130)
+    weight = weight_of(130, in_features, bits, group_size)
+    x, bias, residual = torch.randn(rows, in_features), torch.randn(130), torch.randn(rows, 130)
+    q, x_scale = codes_of(rows, in_features), torch.rand(rows, 1)
 
     def run(begin, end):
         part = slice(begin, end)
+        if activation == "given":
+            options = {"x_scale": x_scale[part], "out_dtype": torch.float32}
+            normed = taut.lowbit_linear_layer_norm(
+                q[part], weight, bias, residual[part], x_scale=x_scale[part], quantize=True
+            )
+            return (taut.lowbit_linear(q[part], weight, bias, **options), *normed)
         return every_op(x[part], weight, bias, residual[part], activation=activation)
 
     threads(1)

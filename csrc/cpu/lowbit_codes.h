@@ -97,15 +97,15 @@ inline PanelConstants prepare_constants(const LowbitParams& p, int64_t panel,
     return {bias, scale, zero, nullptr, p.x_zero_point != 0.0f ? offset : nullptr};
   }
   by_groups(p.zero_point, fraction);
-  Vec most = Vec::zero();
+  Vec fractions = Vec::zero();  // summed: a maximum would lose NaN
   for (int64_t i = 0; i < size; i += Vec::kWidth) {
     const Vec point = Vec::load(fraction + i), near = round(point);
     const Vec floor = select(point < near, near - Vec::set(1.0f), near), rest = point - floor;
     store_ints(to_ints(floor), zero + i);
     rest.store(fraction + i);
-    most = max(most, rest);
+    fractions = fractions + rest;
   }
-  const bool whole = reduce_max(most) == 0.0f;
+  const bool whole = reduce_add(fractions) == 0.0f;
   return {bias, scale, zero, whole ? nullptr : fraction, p.x_zero_point != 0.0f ? offset : nullptr};
 }
 

@@ -146,7 +146,7 @@ class Launch {
   // Rows whose codes and sums stay in L2 together: half of it, on machines with 1 MiB.
   int64_t block_rows() const {
     const LowbitParams& p = params;
-    const int64_t row_bytes = (p.integer() ? p.codes_stride() : 4 * p.in_features) +
+    const int64_t row_bytes = (p.integer() ? p.staged_stride() : 4 * p.in_features) +
                               (finishes() ? 4 * p.sums_stride() : 0);
     const int64_t most = p.integer() && unit() == 6 ? 96 : kMaxLowbitRows;
     const int64_t rows = (int64_t{1} << 19) / row_bytes;

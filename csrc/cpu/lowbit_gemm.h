@@ -103,7 +103,7 @@ struct LowbitRows {
 
 // Memory of one worker.
 struct LowbitScratch {
-  float* constants;  // 64 + 3 * 64 * groups: what a panel's channels need, see the kernels
+  float* constants;  // 64 + 4 * 64 * groups: what a panel's channels need, see the kernels
   float* codebook;   // (64, 2^bits): the tables of a panel
   int8_t* ones;      // staged_stride(): a row of ones, 0 behind in_features
   float* sums;       // (kMaxLowbitRows, 64)

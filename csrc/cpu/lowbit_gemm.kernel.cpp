@@ -69,7 +69,7 @@ void quantize_rows(const LowbitParams& p, int64_t begin, int64_t end, const Lowb
   }
 }
 
-void copy_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitRows& rows) {
+void take_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitRows& rows) {
   for (int64_t r = begin; r < end; ++r) {
     const int8_t* codes = static_cast<const int8_t*>(p.x) + r * p.x_stride;
     if (!p.in_place)
@@ -295,7 +295,7 @@ void lowbit_stage(const LowbitParams& p, int64_t begin, int64_t end, const Lowbi
     return;
   }
   if (p.x_type == Element::i8) {
-    copy_rows(p, begin, end, rows);
+    take_rows(p, begin, end, rows);
   } else {
     with_element(p.x_type,
                  [&](auto element) { quantize_rows<decltype(element)>(p, begin, end, rows); });

@@ -34,7 +34,7 @@ struct IntegerTile {
   const uint8_t* panel;
   LowbitRows rows;
   PanelConstants constants;
-  int32_t* sums;  // of one group
+  int32_t* sums;  // of one group; unused where totals stay in registers
   float* out;     // of all groups; unused where scaled_at_once
 };
 

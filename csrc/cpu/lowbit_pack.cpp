@@ -104,8 +104,8 @@ class Panel {
   explicit Panel(int64_t blocks)
       : words_(blocks * Block<Bits>::kWords), data_(static_cast<size_t>(kLowbitPanel * words_)) {}
 
-  uint32_t* block(int64_t channel, int64_t block) {
-    return data_.data() + channel * words_ + block * Block<Bits>::kWords;
+  uint32_t* block(int64_t channel, int64_t index) {
+    return data_.data() + channel * words_ + index * Block<Bits>::kWords;
   }
   void write(uint8_t* packed, int64_t panel) {
     transpose_(data_.data(), 4 * words_, packed + panel * bytes(), kRowBytes, kLowbitPanel, words_);

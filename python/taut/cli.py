@@ -197,6 +197,8 @@ def info(
     """Size and FLOPs of MODEL; without one, versions, instruction sets, and which native libraries
     loaded or why not."""
     if model is None:
+        if tokens is not None:
+            raise InputError("--tokens needs a MODEL")
         from taut.info import report
 
         facts = report()

@@ -86,6 +86,9 @@ class LowbitWeight:
         bits: 2, 3, 4 or 8.
         in_features: columns of the weight.
         group_size: input features that share a scale: 32, 64, 128, 256, or 0 for all.
+
+    Raises:
+        ValueError: a zero point (on the CPU, where looking does not wait) is not as above.
     """
 
     codes: torch.Tensor
@@ -103,19 +106,14 @@ class LowbitWeight:
 
     @property
     def packed(self) -> torch.Tensor:
-        """The codes in the order the kernels read them (`taut.pack_lowbit`), made at first use.
-
-        Raises:
-            ValueError: a zero point (on the CPU, where looking does not wait) is not as above.
-        """
+        """The codes in the order the kernels read them (`taut.pack_lowbit`), made at first use."""
         if self._packed is None:
             from taut.ops.lowbit_gemm import pack_lowbit
 
-            self._check_zero_points()
             self._packed = pack_lowbit(self.codes, self.bits, self.in_features)
         return self._packed
 
-    def _check_zero_points(self) -> None:
+    def __post_init__(self) -> None:
         if self.zero_point is None or not readable(self.zero_point):
             return
         point = self.zero_point

@@ -13,62 +13,12 @@ from taut.ops.dense_gemm import pack_weight, packed_linear
 from taut.ops.lowbit_gemm import operands_of
 from taut.ops.norm import layer_norm
 from taut.ops.quantize import kronecker, layer_norm_quantize, quantize_per_token
-from taut.reference._check import readable
+from taut.packed_module import PackedModule, state_of
 from taut.reference.quantize import hadamard_transform
 
 _LINEAR = registry.OPS["lowbit_linear"]
 _LINEAR_QUANTIZE = registry.OPS["lowbit_linear_quantize"]
 _LINEAR_LAYER_NORM = registry.OPS["lowbit_linear_layer_norm"]
-
-
-def state_of(parameter: torch.Tensor) -> tuple:
-    """What changes when the parameter is written to or replaced."""
-    return parameter.data_ptr(), parameter.dtype, parameter.is_inference() or parameter._version
-
-
-class PackedModule(torch.nn.Module):
-    """A module whose buffers keep their dtypes with `.to(dtype)`. What it makes of them at first use
-    is no part of its state, and is forgotten when they move or change."""
-
-    MADE_AT_FIRST_USE: ClassVar[dict] = {}  # attribute -> what it is before
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._forget()
-
-    def _forget(self) -> None:
-        self.__dict__.update(self.MADE_AT_FIRST_USE)
-
-    def __setattr__(self, name: str, value) -> None:
-        super().__setattr__(name, value)
-        if name not in self.MADE_AT_FIRST_USE and name != "training":
-            self._forget()
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, **self.MADE_AT_FIRST_USE}
-
-    def _load_from_state_dict(self, *args):
-        self._forget()
-        super()._load_from_state_dict(*args)
-
-    def _apply(self, fn, recurse=True):
-        self._forget()
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, value in before.items():
-            moved = getattr(self, name)
-            if value is not None and moved.dtype != value.dtype:
-                setattr(self, name, value.to(moved.device))
-        return self
-
-
-def rows_of(ids: torch.Tensor, *tables: torch.Tensor) -> list[torch.Tensor]:
-    """The rows of packed tables for token ids, which are checked where the host can read them."""
-    rows = tables[0].shape[0]
-    if readable(ids) and ids.numel() and not (0 <= ids.min() and ids.max() < rows):
-        value = int(next(i for i in ids.tolist() if not 0 <= i < rows))
-        raise ValueError(f"input_ids must be in [0, {rows}), got {value}")
-    return [table.index_select(0, ids) for table in tables]
 
 
 class LowbitEmbedding(PackedModule):
@@ -112,8 +62,8 @@ class LowbitLinear(PackedModule):
         h = ((x (left kron right)) - channel_shift) * channel_scale, rotated by Hadamard blocks
 
     each step where it is wanted, and the weight must have been folded for it. What the module holds
-    are buffers in the logical packing; the order that the kernels read is made at first use. None
-    of them changes its dtype with `.to(dtype)`.
+    are buffers in the logical packing; the order that the kernels read is made at first use, so
+    buffers are replaced, not written to. None of them changes its dtype with `.to(dtype)`.
 
     Args:
         weight: the quantized weight.
@@ -281,14 +231,19 @@ class LowbitLinear(PackedModule):
         if torch.compiler.is_compiling():  # the compiler cannot follow the cache
             return self._migrate(norm)
         made_from = (state_of(norm.weight), state_of(norm.bias))
-        if self._migrated[0] != made_from:
-            self._migrated = (made_from, self._migrate(norm))
-        return self._migrated[1]
+        found = self._migrated
+        if found[0] != made_from:
+            self._migrated = found = (made_from, self._migrate(norm))
+        return found[1]
 
     def _migrate(self, norm: torch.nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
-        dtype = norm.weight.dtype
-        scale, shift = norm.weight.float(), norm.bias.float() - self.channel_shift
-        return (scale * self.channel_scale).to(dtype), (shift * self.channel_scale).to(dtype)
+        weight, shift = norm.weight, -self.channel_shift
+        if weight is None:
+            raise ValueError("LowbitLinear: the LayerNorm before it must have a weight, got none")
+        if norm.bias is not None:
+            shift = norm.bias.float() + shift
+        affine = (weight.float() * self.channel_scale, shift * self.channel_scale)
+        return tuple(t.to(weight.dtype) for t in affine)
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
         """h of a float x, not quantized, fp32 (see the class)."""

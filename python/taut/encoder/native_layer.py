@@ -5,9 +5,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch.nn.modules import module as hooks
 
-from taut.lowbit_nn import state_of
 from taut.nn import PACKED_DTYPES, Linear, LowbitLinear
 from taut.ops.encoder_layer import LayerParts
+from taut.packed_module import state_of
 
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled

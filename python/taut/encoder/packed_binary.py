@@ -15,7 +15,6 @@ import torch
 
 from taut.encoder.binary import BinaryLayer
 from taut.formats import WORD, words_of
-from taut.lowbit_nn import PackedModule, rows_of
 from taut.ops.binary_attention import binary_attention
 from taut.ops.binary_gemm import (
     binary_linear,
@@ -25,6 +24,7 @@ from taut.ops.binary_gemm import (
     pack_bits,
     unpack_bits,
 )
+from taut.packed_module import PackedModule, rows_of
 
 
 class Activations(NamedTuple):
