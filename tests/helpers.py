@@ -107,3 +107,10 @@ def on_one_thread(function, *args, **options):
         return function(*args, **options)
     finally:
         torch.set_num_threads(threads)
+
+
+def compiled_whole(model: torch.nn.Module):
+    """The model in one graph. Those of models before it are forgotten: torch keeps but a few of a
+    function, and all models share some."""
+    torch._dynamo.reset()
+    return torch.compile(model, fullgraph=True, backend="aot_eager")

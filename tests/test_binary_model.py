@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import taut
 from binary_models import FIELDS, SHAPE, draw, random_tensors, save_checkpoint
 from encoder_models import make_tokenizer, randomize, save_random
-from helpers import cu_seqlens_of
+from helpers import compiled_whole, cu_seqlens_of
 from taut import accounting, binarize
 from taut.cli import app
 from taut.encoder import EncoderConfig, MaskedLM, SequenceClassifier, TokenClassifier
@@ -262,7 +262,7 @@ def test_packed_models_compile_whole(kind):
     with torch.no_grad():
         packed = binarize.convert(student)
         want = packed(ids, cu)  # first: BiT's scales become numbers then
-        compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+        compiled = compiled_whole(packed)
         torch.testing.assert_close(compiled(ids, cu), want)
 
 

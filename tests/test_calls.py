@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 import taut
-from helpers import cu_seqlens_of
+from helpers import compiled_whole, cu_seqlens_of
 from taut.encoder import EncoderConfig, SequenceClassifier
 from taut.formats import LowbitWeight, pack_codes
 from taut.nn import Linear
@@ -265,7 +265,7 @@ def test_a_training_step_under_autocast(config, compiled):
     model = classifier(**config).train()
     ids, cu_seqlens = torch.randint(90, (12,)), cu_seqlens_of([5, 7])
     labels = torch.tensor([0, 1])
-    forward = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+    forward = compiled_whole(model) if compiled else model
 
     def gradients(autocast):
         model.zero_grad()

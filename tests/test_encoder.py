@@ -11,7 +11,7 @@ from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 import taut
 from encoder_models import CONFIGS, plain_alibi, save_alibi, save_random
-from helpers import cu_seqlens_of
+from helpers import compiled_whole, cu_seqlens_of
 from taut.encoder import EncoderConfig, MaskedLM, SequenceClassifier, TokenClassifier
 from taut.encoder.model import RELATIVE_RADIUS, alibi_slopes, relative_position_buckets
 
@@ -235,7 +235,7 @@ def test_frozen_linears_leave_the_rest_trainable(tmp_path):
 def test_compiled_encoder_gives_the_same(tmp_path):
     save_random(tmp_path, "mpnet")
     model = taut.Encoder.from_pretrained(tmp_path)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = compiled_whole(model)
     ids, cu_seqlens = random_ids()
     torch.testing.assert_close(compiled(ids, cu_seqlens), model(ids, cu_seqlens))
     with torch.no_grad():

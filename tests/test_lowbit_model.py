@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import taut
 from encoder_models import CONFIGS, save_alibi, save_random
-from helpers import cu_seqlens_of, on_one_thread
+from helpers import compiled_whole, cu_seqlens_of, on_one_thread
 from taut import folding, quantizers
 from taut.demo import every_nth, stdlib_docstrings
 from taut.encoder import MaskedLM, SequenceClassifier
@@ -84,7 +84,7 @@ def test_a_quantized_encoder_compiles_whole(bert, scheme, used_before):
     with torch.no_grad():
         if used_before:
             quantized(*inputs)
-        compiled = torch.compile(quantized, fullgraph=True, backend="aot_eager")
+        compiled = compiled_whole(quantized)
         torch.testing.assert_close(compiled(*inputs), quantized(*inputs))
 
 
