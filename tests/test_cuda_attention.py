@@ -104,14 +104,16 @@ def test_long_sequences(option):
 
 @pytest.mark.parametrize("slope", (0.0, 1e-5, -0.1, 3.7, 2000.0))
 def test_any_slope(slope):
-    """Also in a window that begins and ends on either side of the diagonal."""
+    """Also in a window that begins and ends on either side of the diagonal. A key in the tile before
+    a row's has the slope times a tile's keys added and taken away, so rounding grows with the slope."""
+    rounding = 4e-6 * min(max(1, slope), 5)
     options = {"alibi_slopes": torch.tensor([slope, slope / 3]), "window_size": (230, 170)}
     q, k, v = random_qkv((400, 130), (400, 130), HEADS, HEADS, 64, torch.float16)
     cu, chosen = cu_seqlens_of((400, 130)), arguments(options, 64)
     out, lse = cuda.forward(q, k, v, cu, cu, *chosen)
     want, want_lse = reference.varlen_attention(*(t.double() for t in (q, k, v)), cu, cu, *chosen)
     assert (out - want).abs().max() < 4e-3
-    assert ((lse - want_lse).abs() <= 4e-6 * want_lse.abs().clamp(min=1)).all()
+    assert ((lse - want_lse).abs() <= rounding * want_lse.abs().clamp(min=1)).all()
 
 
 def test_thousand_tokens():
