@@ -43,6 +43,12 @@ inline bool scaled_at_once(const LowbitParams& p, const PanelConstants& constant
   return p.groups == 1 && !constants.fraction && !constants.offset;
 }
 
+// The unit behind the group that begins at unit `begin`.
+inline int64_t group_end(const LowbitParams& p, int64_t begin) {
+  const int64_t end = begin + p.group_units, units = p.units();
+  return end < units ? end : units;
+}
+
 // What zero points take from the sums of a vector of channels, and their scales.
 class Scales {
  public:
@@ -138,7 +144,7 @@ template <int Bits, int Rows>
 void multiply_groups(const LowbitParams& p, const IntegerTile& t) {
   constexpr int kVectors = Rows > 2 ? kIntegerVectors / 2 : kIntegerVectors;
   constexpr int64_t kTileColumns = kVectors * Vec::kWidth;
-  const int64_t units = p.units(), groups = p.groups, x_groups = p.x_groups;
+  const int64_t groups = p.groups, x_groups = p.x_groups;
   for (int64_t channel = 0; channel < kLowbitPanel; channel += kTileColumns) {
     Vec totals[Rows][kVectors];
 #pragma GCC unroll 8
@@ -146,7 +152,7 @@ void multiply_groups(const LowbitParams& p, const IntegerTile& t) {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) totals[r][v] = Vec::set(-0.0f);  // adds nothing to -0
     for (int64_t group = 0, begin = 0; group < groups; ++group, begin += p.group_units) {
-      const int64_t end = begin + p.group_units < units ? begin + p.group_units : units;
+      const int64_t end = group_end(p, begin);
       Ints sums[Rows][kVectors];
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r)
@@ -181,10 +187,9 @@ void multiply_integers(const LowbitParams& p, const IntegerTile& t) {
 #endif
   constexpr int kVectors = kSumVectors<Bits, Rows>;
   constexpr int64_t kTileColumns = kVectors * Vec::kWidth;
-  const int64_t units = p.units();
   for (int64_t channel = 0; channel < kLowbitPanel; channel += kTileColumns)
     for (int64_t group = 0, begin = 0; group < p.groups; ++group, begin += p.group_units) {
-      const int64_t end = begin + p.group_units < units ? begin + p.group_units : units;
+      const int64_t end = group_end(p, begin);
       Ints sums[Rows][kVectors];
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r)
@@ -229,9 +234,8 @@ template <int Bits>
 void prepare_offsets(const LowbitParams& p, const uint8_t* panel, const int8_t* ones,
                      const PanelConstants& c) {
   constexpr int64_t kTileColumns = kIntegerVectors * Vec::kWidth;
-  const int64_t units = p.units();
   for (int64_t group = 0, begin = 0; group < p.groups; ++group, begin += p.group_units) {
-    const int64_t end = begin + p.group_units < units ? begin + p.group_units : units;
+    const int64_t end = group_end(p, begin);
     const int64_t last = end * kLowbitUnit < p.in_features ? end * kLowbitUnit : p.in_features;
     const auto features = static_cast<double>(last - begin * kLowbitUnit);
     for (int64_t channel = 0; channel < kLowbitPanel; channel += kTileColumns) {

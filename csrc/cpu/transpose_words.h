@@ -7,8 +7,8 @@
 
 namespace taut {
 
-// to[c][r] = from[r][c] for r < rows, c < columns. Rows are so many bytes apart; addresses need
-// not be aligned.
+// to[c][r] = from[r][c] for r < rows, c < columns. Rows are so many bytes apart; words are aligned,
+// but for those of `from` where columns are whole vectors.
 using TransposeWords = void(const void* from, int64_t from_stride, void* to, int64_t to_stride,
                             int64_t rows, int64_t columns);
 TAUT_DECLARE_KERNEL(transpose_words, TransposeWords)

@@ -52,7 +52,6 @@ class NativeLayer(torch.nn.Module):
     `heads`, `activation` and `glu`."""
 
     LINEAR_KINDS: ClassVar[tuple] = (Linear,)  # whose one by one is what the op computes
-    MIGRATES: ClassVar[bool] = False  # whether the op is given norms made of the layer's
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +103,7 @@ class NativeLayer(torch.nn.Module):
             weight, bias = norm._parameters["weight"], norm._parameters["bias"]
             kept += weight, bias
             numbers.append(norm.eps)
-            if self.MIGRATES:  # norms of which others are made
+            if LowbitLinear in kinds:  # of these norms others may be made
                 numbers += state_of(weight), state_of(bias)
         kept.append(consumer.operands if isinstance(consumer, LowbitLinear) else None)
         made_from = (*map(id, kept), *numbers)

@@ -56,7 +56,6 @@ class QuantizedLayer(NativeLayer):
     """
 
     LINEAR_KINDS = (Linear, LowbitLinear)
-    MIGRATES = True
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
