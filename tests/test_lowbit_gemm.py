@@ -70,9 +70,9 @@ def operands(weight, x, x_scale=None, bias=None, x_bits=8):
     )  # fmt: skip
 
 
-def integer_variant(isa, rows, group_size):
+def integer_variant(isa, rows):
     """Blocks of rows are as equal as they come, so the last may be too low for tiles."""
-    if isa.startswith("amx") and rows >= 17 and group_size != 32:
+    if isa.startswith("amx") and rows >= 17:
         return f"{isa}/tiles"
     return f"{isa}/vnni" if isa.startswith(("avx512_bf16", "amx")) else isa
 
@@ -130,8 +130,7 @@ def test_integers(isa, bits, shape):
             groups = weight.scale.shape[1]
             check_integers(rows, weight, x_groups=groups if zero_point else 1)
             if rows:
-                expected = integer_variant(isa, rows, group_size if groups > 1 else 0)
-                assert last_variant("lowbit_linear") == expected
+                assert last_variant("lowbit_linear") == integer_variant(isa, rows)
     check_integers(rows, weight, x_zero_point=-0.5)
 
 
@@ -142,7 +141,7 @@ def test_group_sizes(isa, bits, group_size):
     bias = torch.randint(-8, 8, (70,)).float()
     check_integers(19, weight, bias=bias, x_groups=weight.scale.shape[1])
     check_integers(19, weight, x_zero_point=-0.5, bias=bias.bfloat16())
-    assert last_variant("lowbit_linear") == integer_variant(isa, 19, group_size)
+    assert last_variant("lowbit_linear") == integer_variant(isa, 19)
 
 
 @pytest.mark.parametrize("seed", (1, 2, 3, 4, 5, 6, None, None))
@@ -199,7 +198,7 @@ def test_quantizes_x_inside(isa, dtype, x_bits):
         want = taut.lowbit_linear(q, weight, x_scale=x_scale, out_dtype=dtype)
         got = taut.lowbit_linear(x, weight, activation=f"int{x_bits}")
         assert torch.equal(got, want)
-        assert last_variant("lowbit_linear") == integer_variant(isa, 37, 64)
+        assert last_variant("lowbit_linear") == integer_variant(isa, 37)
 
 
 # ---- fp32 behind the sums, and floating-point activations
@@ -308,7 +307,7 @@ def test_linear_layer_norm(isa, dtype, rows):
     out, q, scale = taut.lowbit_linear_layer_norm(
         x, weight, bias, residual, *affine, x_scale=x_scale, quantize=True
     )
-    assert last_variant("lowbit_linear_layer_norm") == integer_variant(isa, rows, 64)
+    assert last_variant("lowbit_linear_layer_norm") == integer_variant(isa, rows)
     total = exact_total(weight, x, bias, x_scale)
     exact = functional.layer_norm(total + residual.double(), (200,), *affine.double(), 1e-5)
     plain = functional.layer_norm(total.to(dtype) + residual, (200,), *affine, 1e-5)

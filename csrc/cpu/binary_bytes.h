@@ -146,11 +146,13 @@ inline void sum_rows(const ByteProduct& p, int64_t rows) {
 // The same for kIntegerBlock rows.
 inline void sum_rows_by_tiles(const ByteProduct& p) {
   for (int64_t channel = 0; channel < kLowbitPanel; channel += kIntegerBlock) {
-    zero_integer_tiles();
-    for (int64_t w = 0; w < p.words; ++w)
-      multiply_integer_tiles(p.x + w * kLowbitBlock, p.x_stride,
-                             p.codes + w * kCodeBytes + 4 * channel);
-    store_integer_tiles(p.sums[0] + channel, kLowbitPanel);
+    zero_tiles();
+    for (int64_t w = 0; w < p.words; ++w) {
+      const int8_t* x = p.x + w * kLowbitBlock;
+      multiply_tiles<int32_t>(x, x + kTile * p.x_stride, p.x_stride,
+                              p.codes + w * kCodeBytes + 4 * channel);
+    }
+    store_tiles(p.sums[0] + channel, kLowbitPanel);
   }
 }
 

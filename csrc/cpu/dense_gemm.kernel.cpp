@@ -13,7 +13,7 @@
 #include "cpu/norm_row.h"
 #if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
 #include "cpu/dense_gemm_tiles.h"
-#define TAUT_MULTIPLY_BF16 multiply_by_tiles
+#define TAUT_MULTIPLY_BF16 multiply_bf16_by_tiles
 #else
 #define TAUT_MULTIPLY_BF16 multiply_block<bf16>
 #endif

@@ -93,9 +93,8 @@ class Launch {
     p.bits = o.bits;
     p.split_x = p.integer() && p.bits == 8 && active_isa() == Isa::avx2;
     // Whole blocks, so that nothing is read behind a row; not from strides that share cache sets.
-    p.in_place = integers && !p.split_x && active_isa() < Isa::amx &&
-                 p.in_features % kLowbitBlock == 0 && p.x_stride >= p.in_features &&
-                 p.x_stride % 4096 != 0;
+    p.in_place = integers && !p.split_x && p.in_features % kLowbitBlock == 0 &&
+                 p.x_stride >= p.in_features && p.x_stride % 4096 != 0;
     p.group_units = o.group_size ? o.group_size / kLowbitUnit : p.units();
     p.groups = divide_up(p.units(), p.group_units);
     p.x_groups = 1;
@@ -143,13 +142,15 @@ class Launch {
   // Rows of a tile; all blocks of rows but the last are whole ones.
   int64_t unit() const { return params.integer() && active_isa() >= Isa::amx ? kIntegerBlock : 6; }
 
-  // Rows whose codes and sums stay in L2 together: half of it, on machines with 1 MiB.
+  // Rows whose codes and sums stay in L2 together: half of it, of 2 MiB where there is AMX, else
+  // of 1 MiB.
   int64_t block_rows() const {
     const LowbitParams& p = params;
     const int64_t row_bytes = (p.integer() ? p.staged_stride() : 4 * p.in_features) +
                               (finishes() ? 4 * p.sums_stride() : 0);
     const int64_t most = p.integer() && unit() == 6 ? 96 : kMaxLowbitRows;
-    const int64_t rows = (int64_t{1} << 19) / row_bytes;
+    const int64_t half_of_l2 = active_isa() >= Isa::amx ? 1 << 20 : 1 << 19;
+    const int64_t rows = half_of_l2 / row_bytes;
     return std::clamp<int64_t>(rows / unit() * unit(), std::min<int64_t>(4 * unit(), 96),
                                most / unit() * unit());
   }
@@ -159,8 +160,7 @@ class Launch {
     if (!p.integer())
       return {nullptr, nullptr, nullptr,
               p.x_type == Element::f16 ? pieces.take<float>(rows * p.in_features) : nullptr};
-    const int64_t whole = divide_up(rows, unit()) * unit();  // tiles read all their rows
-    int8_t* codes = p.in_place ? nullptr : pieces.take<int8_t>(whole * p.codes_stride());
+    int8_t* codes = p.in_place ? nullptr : pieces.take<int8_t>(rows * p.codes_stride());
     return {codes, pieces.take<float>(rows * p.x_groups), pieces.take<int32_t>(rows * p.groups),
             nullptr};
   }

@@ -90,17 +90,20 @@ void widen_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitR
 
 // ---- behind the product
 
-// Finished sums, (rows, kLowbitPanel).
+// Finished sums, rows of `stride`.
 struct FloatTile {
   const float* sums;
+  int64_t stride = kLowbitPanel;
 
   auto column(int64_t channel) const {
-    return [sums = sums + channel](int64_t r) { return Vec::load(sums + r * kLowbitPanel); };
+    return [sums = sums + channel, stride = stride](int64_t r) {
+      return Vec::load(sums + r * stride);
+    };
   }
 };
 
-// out = activation(sums + bias) + residual for so many rows of one panel; `out` and `residual`
-// belong to the first of both.
+// out = activation(sums + bias) + residual for so many rows and channels; `bias`, `out` and
+// `residual` belong to the first of them.
 template <class Function, class Tile, class Out, class Residual>
 void write(const Tile& sums, const float* bias, int64_t rows, int64_t channels,
            const Residual* residual, int64_t residual_stride, Out* out, int64_t out_stride) {
@@ -133,10 +136,10 @@ struct Sink {
         __builtin_prefetch(out + line, 1);
   }
 
+  // So many rows of x and channels of the weight from `row` and `channel` on.
   template <class Tile>
-  void take(const Tile& tile, const float* bias, int64_t row, int64_t rows, int64_t panel) const {
-    const int64_t channel = panel * kLowbitPanel, left = p.out_features - channel;
-    const int64_t channels = left < kLowbitPanel ? left : kLowbitPanel;
+  void take(const Tile& tile, const float* bias, int64_t row, int64_t rows, int64_t channel,
+            int64_t channels) const {
     if (!sums) {
       with_element(p.out_type, [&](auto element) {
         using T = decltype(element);
@@ -209,6 +212,10 @@ struct Work {
   bool tiles;
 
   int64_t count() const { return block.row_end - block.row_begin; }
+  int64_t channels(int64_t panel) const {
+    const int64_t left = p.out_features - panel * kLowbitPanel;
+    return left < kLowbitPanel ? left : kLowbitPanel;
+  }
 };
 
 // Sums a panel row by row of tiles.
@@ -227,12 +234,33 @@ void vector_panel(const Work& work, int64_t panel, const uint8_t* codes,
     work.sink.prefetch(first, rows, panel);
     const IntegerTile part{codes, work.rows.from(p, begin), constants, sums, out};
     multiply_integers<Bits>(p, part, rows);
+    const int64_t channel = panel * kLowbitPanel, channels = work.channels(panel);
     if (at_once)
-      work.sink.take(ScaledTile{part}, constants.bias, first, rows, panel);
+      work.sink.take(ScaledTile{part}, constants.bias, first, rows, channel, channels);
     else
-      work.sink.take(FloatTile{out}, constants.bias, first, rows, panel);
+      work.sink.take(FloatTile{out}, constants.bias, first, rows, channel, channels);
   }
 }
+
+#if defined(TAUT_INTEGER_TILES)
+// The same by AMX, of codes of 8 bits; `next` are those of the panel that follows, or null.
+void tile_panel(const Work& work, int64_t panel, const uint8_t* codes, const uint8_t* next,
+                const PanelConstants& constants) {
+  const LowbitParams& p = work.p;
+  const bool at_once = scaled_at_once(p, constants);
+  multiply_by_integer_tiles(
+      p, codes, next, work.rows, constants, work.count(), work.channels(panel),
+      [&](const IntegerTile& tile, int64_t row, int64_t rows, int64_t channel, int64_t channels) {
+        const float* bias = constants.bias + channel;
+        row += work.block.row_begin;
+        channel += panel * kLowbitPanel;
+        if (at_once)
+          work.sink.take(ScaledTile{tile}, bias, row, rows, channel, channels);
+        else
+          work.sink.take(FloatTile{tile.out, tile.stride}, bias, row, rows, channel, channels);
+      });
+}
+#endif
 
 template <int Bits>
 void integer_panel(const Work& work, int64_t panel, const uint8_t* codes,
@@ -241,14 +269,14 @@ void integer_panel(const Work& work, int64_t panel, const uint8_t* codes,
   if (constants.offset) prepare_offsets<Bits>(p, codes, work.scratch.ones, constants);
 #if defined(TAUT_INTEGER_TILES)
   if (work.tiles) {
+    const uint8_t* next = nullptr;
     if constexpr (Bits < 8) {
       expand_panel<Bits>(p, codes, work.scratch.codes);
       codes = work.scratch.codes;
+    } else if (panel + 1 < work.block.panel_end) {
+      next = codes + p.panel_bytes();
     }
-    multiply_by_integer_tiles(p, codes, work.rows, constants, work.scratch.sums, work.count());
-    work.sink.take(FloatTile{work.scratch.sums}, constants.bias, work.block.row_begin, work.count(),
-                   panel);
-    return;
+    return tile_panel(work, panel, codes, next, constants);
   }
 #endif
 #if defined(__AVX512VNNI__)
@@ -284,7 +312,8 @@ void float_panel(const Work& work, int64_t panel, const uint8_t* codes,
     multiply_floats<Bits>(p, float_panel, x, wide ? p.in_features : p.x_stride, work.count(),
                           static_cast<float*>(work.scratch.values), sums);
   }
-  work.sink.take(FloatTile{sums}, constants.bias, work.block.row_begin, work.count(), panel);
+  work.sink.take(FloatTile{sums}, constants.bias, work.block.row_begin, work.count(),
+                 panel * kLowbitPanel, work.channels(panel));
 }
 
 }  // namespace
@@ -315,8 +344,8 @@ bool lowbit_multiply(const LowbitParams& p, const LowbitBlock& block, const Lowb
   const Sink sink{p, block, sums};
   bool tiles = false;
 #if defined(TAUT_INTEGER_TILES)
-  tiles = p.integer() && worth_tiles(p, block.row_end - block.row_begin);
-  if (tiles) tile_configure(integer_tile_config());
+  tiles = p.integer() && worth_tiles(block.row_end - block.row_begin);
+  if (tiles) tile_configure(gemm_tile_config(kTile, tile_depth(p)));
 #endif
   if (p.x_zero_point != 0.0f) {
     std::memset(scratch.ones, 1, static_cast<size_t>(p.in_features));

@@ -29,13 +29,15 @@ template <int Bits, int Rows>
 constexpr int kSumVectors = kShortProducts && Bits == 8 && Rows == 1 ? 8 : kIntegerVectors;
 static_assert(kLowbitPanel % (kIntegerVectors * Vec::kWidth) == 0, "a panel is whole tiles");
 
-// What a tile reads, from its first row on, and where its sums go, both (rows, kLowbitPanel).
+// What a tile reads, from its first row on, and where its sums go: rows of `stride`, of the
+// channels of the panel from `channel` on.
 struct IntegerTile {
   const uint8_t* panel;
   LowbitRows rows;
   PanelConstants constants;
   int32_t* sums;  // of one group; unused where totals stay in registers
   float* out;     // of all groups; unused where scaled_at_once
+  int64_t channel = 0, stride = kLowbitPanel;
 };
 
 // The product is one sum times one scale, with nothing to add to it but whole numbers.
@@ -67,32 +69,32 @@ struct ScaledTile {
   const IntegerTile& tile;
 
   auto column(int64_t channel) const {
-    return [scales = Scales(tile.constants, channel), sums = tile.sums + channel,
-            rows = tile.rows](int64_t r) {
-      return scales.centred(load_ints(sums + r * kLowbitPanel), rows.sum[r]) *
+    return [scales = Scales(tile.constants, tile.channel + channel), sums = tile.sums + channel,
+            stride = tile.stride, rows = tile.rows](int64_t r) {
+      return scales.centred(load_ints(sums + r * stride), rows.sum[r]) *
              scales.scale(rows.scale[r]);
     };
   }
 };
 
-// t.out += a group's share of the product, for so many rows and channels from `channel` on. Exact
-// up to the one multiplication: fractions of zero points are halves.
-inline void add_group(const LowbitParams& p, const IntegerTile& t, int64_t group, int64_t channel,
-                      int64_t rows, int64_t channels) {
+// t.out += a group's share of the product, for so many rows and the tile's columns from `column`
+// on. Exact up to the one multiplication: fractions of zero points are halves.
+inline void add_group(const LowbitParams& p, const IntegerTile& t, int64_t group, int64_t rows,
+                      int64_t column, int64_t columns) {
   const int32_t* x_sums = t.rows.sum + group;
   const float* x_scales = t.rows.scale + (p.x_groups > 1 ? group : 0);
   const int64_t groups = p.groups, x_groups = p.x_groups;
   const float *fraction = t.constants.fraction, *offset = t.constants.offset;
-  for (int64_t c = channel; c < channel + channels; c += Vec::kWidth) {
-    const int64_t place = group * kLowbitPanel + c;
+  for (int64_t c = column; c < column + columns; c += Vec::kWidth) {
+    const int64_t place = group * kLowbitPanel + t.channel + c;
     const Scales scales(t.constants, place);
     for (int64_t r = 0; r < rows; ++r) {
       const int32_t x_sum = x_sums[r * groups];
-      Vec v = scales.centred(load_ints(t.sums + r * kLowbitPanel + c), x_sum);
+      Vec v = scales.centred(load_ints(t.sums + r * t.stride + c), x_sum);
       if (fraction) v = fnma(Vec::load(fraction + place), Vec::set(static_cast<float>(x_sum)), v);
       if (offset) v = v - Vec::load(offset + place);
       const Vec scale = scales.scale(x_scales[r * x_groups]);
-      float* out = t.out + r * kLowbitPanel + c;
+      float* out = t.out + r * t.stride + c;
       (group ? fma(v, scale, Vec::load(out)) : v * scale).store(out);
     }
   }
@@ -205,7 +207,7 @@ void multiply_integers(const LowbitParams& p, const IntegerTile& t) {
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v)
           store_ints(sums[r][v], t.sums + r * kLowbitPanel + channel + v * Vec::kWidth);
-      if (!scaled_at_once(p, t.constants)) add_group(p, t, group, channel, Rows, kTileColumns);
+      if (!scaled_at_once(p, t.constants)) add_group(p, t, group, Rows, channel, kTileColumns);
     }
 }
 
