@@ -10,21 +10,29 @@
 #include "cpu/dense_gemm_chunks.h"
 #endif
 #include "cpu/gemm_epilogue.h"
+#include "cpu/isa/prefetch.h"
 #include "cpu/norm_row.h"
 #if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
 #include "cpu/dense_gemm_tiles.h"
-#define TAUT_MULTIPLY_BF16 multiply_bf16_by_tiles
-#else
-#define TAUT_MULTIPLY_BF16 multiply_block<bf16>
+#define TAUT_BF16_TILES
 #endif
 
 namespace taut {
 namespace TAUT_ISA {
 namespace {
 
+#if defined(TAUT_BF16_TILES)
+template <class T>
+constexpr bool kByTiles = std::is_same_v<T, bf16>;
+#else
+template <class>
+constexpr bool kByTiles = false;
+#endif
+
 // Whichever way is faster for so many rows: both give the same sums.
-template <class T, class Finish>
-inline void multiply_block(const GemmParams& p, const GemmBlock& block, const Finish& finish) {
+template <class T, class Prepare, class Finish>
+inline void multiply_block(const GemmParams& p, const GemmBlock& block, const Prepare& prepare,
+                           const Finish& finish) {
 #if defined(TAUT_ISA_avx2)
   GemmBlock part = block;
   for (; block.row_end - part.row_begin >= kWorthChunks; part.row_begin = part.row_end) {
@@ -33,23 +41,21 @@ inline void multiply_block(const GemmParams& p, const GemmBlock& block, const Fi
     multiply_by_chunks<T>(p, part, finish);
   }
   part.row_end = block.row_end;
-  if (part.row_begin < part.row_end) multiply_by_vectors<T>(p, part, finish);
+  if (part.row_begin < part.row_end) multiply_by_vectors<T>(p, part, prepare, finish);
 #else
-  multiply_by_vectors<T>(p, block, finish);
+  multiply_by_vectors<T>(p, block, prepare, finish);
 #endif
 }
 
-template <class Finish>
-inline void multiply(const GemmParams& p, const GemmBlock& block, const float*, const Finish& f) {
-  multiply_block<float>(p, block, f);
-}
-template <class Finish>
-inline void multiply(const GemmParams& p, const GemmBlock& block, const f16*, const Finish& f) {
-  multiply_block<f16>(p, block, f);
-}
-template <class Finish>
-inline void multiply(const GemmParams& p, const GemmBlock& block, const bf16*, const Finish& f) {
-  TAUT_MULTIPLY_BF16(p, block, f);
+// Calls prepare(row, rows, channel) some time before finish(sums, stride, row, rows, channel,
+// channels) of the same, so that what finish reads or writes can be asked for.
+template <class T, class Prepare, class Finish>
+inline void multiply(const GemmParams& p, const GemmBlock& block, const Prepare& prepare,
+                     const Finish& finish) {
+#if defined(TAUT_BF16_TILES)
+  if constexpr (kByTiles<T>) return multiply_bf16_by_tiles(p, block, prepare, finish);
+#endif
+  multiply_block<T>(p, block, prepare, finish);
 }
 
 // The bias of n channels; zero where there is none.
@@ -63,16 +69,22 @@ inline Vec bias_of(const GemmParams& p, int64_t channel, int n) {
 template <class Function, class T>
 void linear(const GemmParams& p, const GemmBlock& block) {
   T* out = static_cast<T*>(p.out);
-  multiply(p, block, out,
-           [&](const float* sums, int64_t stride, int64_t row, int64_t rows, int64_t channel,
-               int64_t channels) {
-             for_columns(channels, [&](int64_t c, int n) {
-               const Vec bias = bias_of<T>(p, channel + c, n);
-               for (int64_t r = 0; r < rows; ++r)
-                 store(Function::apply(Vec::load(sums + r * stride + c) + bias),
-                       out + (row + r) * p.out_features + channel + c, n);
-             });
-           });
+  multiply<T>(
+      p, block,
+      [&](int64_t row, int64_t rows, int64_t channel) {
+        // Tiles were faster without.
+        if constexpr (!kByTiles<T>)
+          prefetch_part<Access::write>(out, sizeof(T), p.out_features, row, rows, channel, kPanel);
+      },
+      [&](const float* sums, int64_t stride, int64_t row, int64_t rows, int64_t channel,
+          int64_t channels) {
+        for_columns(channels, [&](int64_t c, int n) {
+          const Vec bias = bias_of<T>(p, channel + c, n);
+          for (int64_t r = 0; r < rows; ++r)
+            store(Function::apply(Vec::load(sums + r * stride + c) + bias),
+                  out + (row + r) * p.out_features + channel + c, n);
+        });
+      });
 }
 
 template <class T>
@@ -84,19 +96,24 @@ template <class T>
 void sums_with_residual(const GemmParams& p, const GemmBlock& block, float* out) {
   const T* residual = static_cast<const T*>(p.residual);
   const int64_t out_stride = p.sums_stride();
-  multiply(p, block, residual,
-           [&](const float* sums, int64_t stride, int64_t row, int64_t rows, int64_t channel,
-               int64_t channels) {
-             for_columns(channels, [&](int64_t c, int n) {
-               const Vec bias = bias_of<T>(p, channel + c, n);
-               for (int64_t r = 0; r < rows; ++r) {
-                 const Vec sum = Vec::load(sums + r * stride + c) + bias;
-                 const T* to_add = residual + (row + r) * p.residual_stride + channel + c;
-                 store(sum + load(to_add, n),
-                       out + (row + r - block.row_begin) * out_stride + channel + c, n);
-               }
-             });
-           });
+  multiply<T>(
+      p, block,
+      [&](int64_t row, int64_t rows, int64_t channel) {
+        prefetch_part<Access::read>(residual, sizeof(T), p.residual_stride, row, rows, channel,
+                                    kPanel);
+      },
+      [&](const float* sums, int64_t stride, int64_t row, int64_t rows, int64_t channel,
+          int64_t channels) {
+        for_columns(channels, [&](int64_t c, int n) {
+          const Vec bias = bias_of<T>(p, channel + c, n);
+          for (int64_t r = 0; r < rows; ++r) {
+            const Vec sum = Vec::load(sums + r * stride + c) + bias;
+            const T* to_add = residual + (row + r) * p.residual_stride + channel + c;
+            store(sum + load(to_add, n),
+                  out + (row + r - block.row_begin) * out_stride + channel + c, n);
+          }
+        });
+      });
 }
 
 template <class T>

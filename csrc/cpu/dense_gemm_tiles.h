@@ -16,8 +16,9 @@ struct Tail {
 };
 
 // Calls finish(sums, stride, row, rows, channel, channels) until every part of the block had it.
-template <class Finish>
-void multiply_bf16_by_tiles(const GemmParams& p, const GemmBlock& block, const Finish& finish) {
+template <class Prepare, class Finish>
+void multiply_bf16_by_tiles(const GemmParams& p, const GemmBlock& block, const Prepare& prepare,
+                            const Finish& finish) {
   const int64_t rows = block.row_end - block.row_begin;
   const int64_t whole = p.in_features / kTileDepth, tail_k = p.in_features % kTileDepth;
   const int64_t panel_size = (p.in_features + 1) / 2 * 2 * kPanel;
@@ -54,6 +55,9 @@ void multiply_bf16_by_tiles(const GemmParams& p, const GemmBlock& block, const F
   multiply_by_tiles<float>(
       product,
       [&](const TileBlock& at, int64_t step) {
+        if (step == 0 && at.channel % kPanel == 0)
+          for (int64_t row : at.row)
+            prepare(block.row_begin + row, product.tile_rows(), at.channel);
         if (step == whole) {
           multiply_tiles<float>(tail.x[at.row[0]], tail.x[at.row[1]], sizeof(tail.x[0]),
                                 tail_weights_of(at.channel), sizeof(tail.weights[0]));

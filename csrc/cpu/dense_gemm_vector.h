@@ -206,9 +206,11 @@ inline void multiply_rows(int64_t rows, const T* x, int64_t x_stride, const T* p
   });
 }
 
-// Calls finish(sums, stride, row, rows, channel, channels) for every part of the block.
-template <class T, class Finish>
-void multiply_by_vectors(const GemmParams& p, const GemmBlock& block, const Finish& finish) {
+// Calls finish(sums, stride, row, rows, channel, channels) for every part of the block, and
+// prepare(row, rows, channel) before its product.
+template <class T, class Prepare, class Finish>
+void multiply_by_vectors(const GemmParams& p, const GemmBlock& block, const Prepare& prepare,
+                         const Finish& finish) {
   alignas(64) float sums[kTileRows * kPanel];
   const int64_t panel_size = (p.in_features + kStep<T> - 1) / kStep<T> * kStep<T> * kPanel;
   // Tiles of equal rows: a narrow one would wait for the panel rather than for the multiplier.
@@ -222,6 +224,7 @@ void multiply_by_vectors(const GemmParams& p, const GemmBlock& block, const Fini
       const int64_t row = block.row_begin + block_rows * tile / tiles;
       const int64_t rows = block.row_begin + block_rows * (tile + 1) / tiles - row;
       const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
+      prepare(row, rows, channel);
       multiply_rows(rows, x, p.x_stride, weights, p.in_features, nullptr, sums);
       finish(sums, kPanel, row, rows, channel, left < kPanel ? left : kPanel);
     }

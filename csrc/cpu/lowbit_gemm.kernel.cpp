@@ -7,6 +7,7 @@
 #include "cpu/lowbit_gemm.h"
 
 #include "cpu/gemm_epilogue.h"
+#include "cpu/isa/prefetch.h"
 #include "cpu/lowbit_gemm_floats.h"
 #include "cpu/lowbit_gemm_integers.h"
 #include "cpu/norm_row.h"
@@ -19,6 +20,8 @@
 namespace taut {
 namespace TAUT_ISA {
 namespace {
+
+inline int64_t size_of(Element type) { return type == Element::f32 ? 4 : 2; }
 
 // Calls body with a value of the storage type.
 template <class Body>
@@ -124,16 +127,17 @@ struct Sink {
   const LowbitBlock& block;
   float* sums;  // or null: p.out
 
-  // Asks for the lines of p.out that a tile will be written to, so that its stores do not wait.
-  // Inlined by force: gcc 12 finds that a function which only prefetches has no effect.
-  __attribute__((always_inline)) void prefetch(int64_t row, int64_t rows, int64_t panel) const {
-    if (sums) return;
-    const int64_t size = p.out_type == Element::f32 ? 4 : 2;
-    const char* out =
-        static_cast<const char*>(p.out) + (row * p.out_features + panel * kLowbitPanel) * size;
-    for (int64_t r = 0; r < rows; ++r, out += p.out_features * size)
-      for (int64_t line = 0; line < kLowbitPanel * size; line += 64)
-        __builtin_prefetch(out + line, 1);
+  // Ask for what `take` will read and write of a panel, so that it need not wait.
+  __attribute__((always_inline)) void prefetch_residual(int64_t row, int64_t rows,
+                                                        int64_t panel) const {
+    if (p.residual)
+      prefetch_part<Access::read>(p.residual, size_of(p.residual_type), p.residual_stride, row,
+                                  rows, panel * kLowbitPanel, kLowbitPanel);
+  }
+  __attribute__((always_inline)) void prefetch_out(int64_t row, int64_t rows, int64_t panel) const {
+    if (!sums)
+      prefetch_part<Access::write>(p.out, size_of(p.out_type), p.out_features, row, rows,
+                                   panel * kLowbitPanel, kLowbitPanel);
   }
 
   // So many rows of x and channels of the weight from `row` and `channel` on.
@@ -231,7 +235,8 @@ void vector_panel(const Work& work, int64_t panel, const uint8_t* codes,
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t begin = work.count() * tile / tiles, end = work.count() * (tile + 1) / tiles;
     const int64_t first = work.block.row_begin + begin, rows = end - begin;
-    work.sink.prefetch(first, rows, panel);
+    work.sink.prefetch_residual(first, rows, panel);
+    work.sink.prefetch_out(first, rows, panel);
     const IntegerTile part{codes, work.rows.from(p, begin), constants, sums, out};
     multiply_integers<Bits>(p, part, rows);
     const int64_t channel = panel * kLowbitPanel, channels = work.channels(panel);
@@ -248,6 +253,7 @@ void tile_panel(const Work& work, int64_t panel, const uint8_t* codes, const uin
                 const PanelConstants& constants) {
   const LowbitParams& p = work.p;
   const bool at_once = scaled_at_once(p, constants);
+  work.sink.prefetch_residual(work.block.row_begin, work.count(), panel);
   multiply_by_integer_tiles(
       p, codes, next, work.rows, constants, work.count(), work.channels(panel),
       [&](const IntegerTile& tile, int64_t row, int64_t rows, int64_t channel, int64_t channels) {
