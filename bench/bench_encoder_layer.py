@@ -1,4 +1,4 @@
-"""A whole encoder layer in one call, against the same ops one by one and the unpadded layer in plain
+"""An encoder layer in one call, against the same ops one by one and the unpadded layer in plain
 torch."""
 
 import torch
@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from taut import Encoder
 from taut.encoder import EncoderConfig
+from taut.encoder.native_layer import run_natively
 from taut.encoder.quantized import Activations
 from taut.reference import encoder_layer as reference
 
@@ -71,10 +72,10 @@ def build(case: Case, device: torch.device) -> Work:
     exact = _plain(plain_layer, lengths, hidden.double())
     wanted, allowed = exact, allowed_error(plain, exact)
     if low:
-        parts = layer.native(hidden).parts
+        prepared = layer.native().layer
         q, scale = layer.qkv.operand(hidden)
-        args = hidden, q, scale, cu_seqlens, None, None, *parts, False
-        wanted, allowed = reference.encoder_layer(*args)[0].double(), ALLOWED_INT8
+        args = hidden, q, scale, cu_seqlens, None, None, [prepared.number]
+        wanted, allowed = reference.encoder_layers(*args).double(), ALLOWED_INT8
 
     def check(wanted, allowed):
         return lambda _, out: {
@@ -85,8 +86,8 @@ def build(case: Case, device: torch.device) -> Work:
     peer = "torch bf16" if low else "torch"
     return Work(
         runs={
-            "taut": lambda: tensor(layer(hidden, cu_seqlens)),
-            "taut one by one": lambda: tensor(layer.one_by_one(state, cu_seqlens)),
+            "taut": lambda: run_natively([layer], hidden, cu_seqlens, None, None),
+            "taut one by one": lambda: tensor(layer(state, cu_seqlens)),
             peer: lambda: _plain(plain_layer, lengths, hidden),
         },
         check=by_name(
@@ -100,7 +101,7 @@ def build(case: Case, device: torch.device) -> Work:
 
 CASES = [
     Case(
-        op="encoder_layer",
+        op="encoder_layers",
         text=f"{tokens} tokens, {columns} columns",
         dtype=dtype,
         axes={"tokens": tokens, "columns": columns},

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/encoder_layer.h"
 #include "cpu/probe.h"
 
 PYBIND11_MODULE(_C, m) {
@@ -30,6 +31,8 @@ PYBIND11_MODULE(_C, m) {
         return variants;
       },
       "{op: 'isa' or 'isa/path'} of each op's last call on the native CPU library.");
+  m.def("forget_layer", &taut::forget_layer, pybind11::arg("number"),
+        "Lets go of what the op keep_layer keeps under this number.");
   m.def(
       "probe", &taut::probe, pybind11::arg("kind"), pybind11::arg("units"),
       pybind11::call_guard<pybind11::gil_scoped_release>(),

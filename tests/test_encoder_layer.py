@@ -1,7 +1,9 @@
-"""encoder_layer against its reference, and against the ops it is made of, to the bit."""
+"""encoder_layers against its reference, and against the ops it is made of, to the bit."""
 
 import copy
+import gc
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +16,8 @@ from encoder_models import save_alibi, save_random
 from helpers import assert_close_by_comparison, cu_seqlens_of
 from taut import qat
 from taut._native import last_variant
+from taut.encoder import native_layer
+from taut.encoder.model import Layer
 from taut.encoder.native_layer import NativeLayer
 from taut.nn import LowbitLinear
 from taut.ops import encoder_layer as op
@@ -35,16 +39,14 @@ def encoder_of(tmp_path, kind="bert", scheme=None, dtype=torch.float32):
 
 @pytest.fixture
 def natively(monkeypatch):
-    """How many layers ran as one op since the last call of it."""
+    """How many layers ran in the op since the last call of it."""
     runs = []
-    original = NativeLayer.native
 
-    def watched(self, *args):
-        found = original(self, *args)
-        runs.append(found is not None)
-        return found
+    def watched(hidden, cu_seqlens, layers, **options):
+        runs.append(len(layers))
+        return op.encoder_layers(hidden, cu_seqlens, layers, **options)
 
-    monkeypatch.setattr(NativeLayer, "native", watched)
+    monkeypatch.setattr(native_layer, "encoder_layers", watched)
 
     def count():
         found = sum(runs)
@@ -78,7 +80,7 @@ ENCODERS = (
 def test_gives_what_its_ops_give_one_by_one(isa, tmp_path, natively, composed, kind, scheme, dtype):
     encoder = encoder_of(tmp_path, kind, scheme, dtype)
     got = encoder.encode(TEXTS)
-    assert natively() == encoder.config.num_layers and last_variant("encoder_layer") == isa
+    assert natively() == encoder.config.num_layers and last_variant("encoder_layers") == isa
     assert torch.equal(got, composed(encoder))
 
 
@@ -92,41 +94,47 @@ def test_layers_of_different_kinds(tmp_path, natively, composed, scheme):
     assert torch.equal(got, composed(encoder))
 
 
-def call_of(encoder, layer=0, quantize=False):
-    """The op's arguments for random tokens."""
-    own = encoder.backbone.layers[layer].eval()
+def call_of(encoder):
+    """The op's arguments for random tokens, with layers in place of their numbers."""
+    own = encoder.eval().backbone.layers
     hidden = torch.randn(sum(LENGTHS) + 2, encoder.config.hidden_size)
-    hidden = hidden.to(own.output_norm.weight.dtype)
-    consumer = encoder.backbone.layers[1].qkv if quantize else None
-    with torch.no_grad():
-        parts = own.native(hidden, consumer).parts
+    hidden = hidden.to(own[0].output_norm.weight.dtype)
     q = scale = None
-    if quantize:
-        q, scale = own.qkv.operand(hidden)
-    cu_seqlens = cu_seqlens_of(LENGTHS)
-    slopes = encoder.backbone.alibi_slopes
-    return hidden, q, scale, cu_seqlens, slopes, None, *parts, quantize
+    with torch.no_grad():
+        found = [layer.native() for layer in own]
+        if found[0].quantize_qkv:
+            q, scale = own[0].qkv.operand(hidden)
+    slopes, layers = encoder.backbone.alibi_slopes, [native.layer for native in found]
+    return hidden, q, scale, cu_seqlens_of(LENGTHS), slopes, None, layers
+
+
+def numbered(args):
+    """The same, as the dispatcher takes it."""
+    return *args[:-1], [layer.number for layer in args[-1]]
 
 
 def reference_at(dtype, args):
-    """The hidden states of the reference with dense weights, all of it in dtype."""
+    """The reference with dense weights, all of it in dtype."""
 
     def cast(value):
         if isinstance(value, torch.Tensor):
             return value.to(dtype) if value.is_floating_point() else value
         return tuple(map(cast, value)) if isinstance(value, tuple) else value
 
-    *rest, parts = (args[:6], args[6:10])
-    dense = [
-        (pack_weight(unpack_weight(t[0], n, k).to(dtype)), *map(cast, t[1:]))
-        for t, n, k in zip(parts, args[10][::5], depths_of(args), strict=True)
-    ]
-    return reference.encoder_layer(*map(cast, rest[0]), *dense, *map(cast, args[10:]))[0]
+    def dense(part, out_features, depth):
+        packed = pack_weight(unpack_weight(part[0], out_features, depth).to(dtype))
+        return packed, *map(cast, part[1:])
 
-
-def depths_of(args):
-    columns, (inner, glu) = args[0].shape[1], (args[10][10], args[15])
-    return columns, columns, columns, inner // 2 if glu else inner
+    (hidden, q, scale), rest = map(cast, args[:3]), tuple(map(cast, args[3:6]))
+    columns = hidden.shape[1]
+    for layer in args[-1]:
+        parts = layer.parts
+        inner = parts.formats[10] // 2 if parts.glu else parts.formats[10]
+        linears = map(dense, parts[:4], parts.formats[::5], (columns, columns, columns, inner))
+        hidden, q, scale = reference.run_layer(
+            hidden, q, scale, *rest, *linears, *map(cast, parts[4:])
+        )
+    return hidden
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -134,34 +142,35 @@ def depths_of(args):
 def test_reference_dense(isa, tmp_path, kind, dtype):
     args = call_of(encoder_of(tmp_path, kind, dtype=dtype))
     with torch.no_grad():
-        got, want = torch.ops.taut.encoder_layer(*args), reference.encoder_layer(*args)
+        got = torch.ops.taut.encoder_layers(*numbered(args))
+        want = reference.encoder_layers(*numbered(args))
     inside = slice(0, sum(LENGTHS))
     exact = reference_at(torch.float64, args)
-    assert_close_by_comparison(got[0][inside], want[0][inside], exact[inside], slack=8.0)
-    mean = [(t[0][inside] - exact[inside]).abs().mean() for t in (got, want)]
+    assert_close_by_comparison(got[inside], want[inside], exact[inside], slack=8.0)
+    mean = [(t[inside] - exact[inside]).abs().mean() for t in (got, want)]
     assert mean[0] <= 2 * mean[1] + 1e-7
-    assert got[1].shape == want[1].shape == got[2].shape == want[2].shape == (0, 0)
 
 
 @pytest.mark.parametrize("scheme", ("w8a8", "ternary", "w4a8-g32"))
 def test_reference_of_integers(isa, tmp_path, scheme):
     """The same integers but where a value lies beside the edge between two."""
-    args = call_of(encoder_of(tmp_path, scheme=scheme), quantize=True)
-    got, want = torch.ops.taut.encoder_layer(*args), reference.encoder_layer(*args)
-    torch.testing.assert_close(got[0], want[0], rtol=0.0, atol=0.05)
-    assert (got[0] - want[0]).abs().mean() < 1e-3
-    torch.testing.assert_close(got[2], want[2], rtol=0.02, atol=0.0)
-    difference = (got[1].int() - want[1].int()).abs()
-    assert difference.max() <= 3 and (difference > 0).float().mean() < 0.1
+    *args, layers = call_of(encoder_of(tmp_path, scheme=scheme))
+    assert layers[0].parts.quantize  # the second layer takes the first one's integers
+    first, second = (layer.number for layer in layers)
+    for numbers, most, mean in (([first], 0.05, 1e-3), ([first, second], 0.3, 0.015)):
+        got = torch.ops.taut.encoder_layers(*args, numbers)
+        want = reference.encoder_layers(*args, numbers)
+        torch.testing.assert_close(got, want, rtol=0.0, atol=most)
+        assert (got - want).abs().mean() < mean
 
 
 def test_fakes(tmp_path):
-    for quantize, scheme in ((False, None), (True, "w8a8"), (False, "w8a8")):
-        args = call_of(encoder_of(tmp_path, scheme=scheme), quantize=quantize)
+    for scheme in (None, "w8a8"):
+        args = call_of(encoder_of(tmp_path, scheme=scheme))
         with torch.no_grad():
             torch.library.opcheck(
-                torch.ops.taut.encoder_layer.default,
-                args,
+                torch.ops.taut.encoder_layers.default,
+                numbered(args),
                 test_utils=("test_schema", "test_faketensor"),
             )
 
@@ -180,14 +189,19 @@ def test_where_the_ops_run_one_by_one(tmp_path, natively):
         with torch.autocast("cpu", torch.bfloat16):
             assert count() == 0
         seen = []
-        hook = encoder.backbone.layers[0].qkv.register_forward_hook(lambda *_: seen.append(1))
-        assert count() == 1 and seen
-        hook.remove()
-        assert count() == 2
-        own = encoder.backbone.layers[1].down
-        own.forward = own.forward  # as wrappers of a module do
-        assert count() == 1
-        del own.forward
+        for watched in (encoder.backbone.layers[0].qkv, encoder.backbone.layers[1]):
+            hook = watched.register_forward_hook(lambda *_: seen.append(1))
+            assert count() == 0 and len(seen) == 1
+            seen.clear()
+            hook.remove()
+            assert count() == 2
+        for own in (encoder.backbone.layers[1].down, encoder.backbone.layers[1]):
+            own.forward = own.forward  # as wrappers of a module do
+            assert count() == 0
+            del own.forward
+        encoder.backbone.layers[0].__class__ = type("Own", (Layer,), {})
+        assert count() == 0
+        encoder.backbone.layers[0].__class__ = Layer
         everywhere = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
         assert count() == 0
         everywhere.remove()
@@ -271,61 +285,86 @@ def test_threads_share_an_encoder(tmp_path, scheme):
                 assert torch.equal(out, want)
 
 
+def test_layers_are_let_go_of(tmp_path):
+    """With the last reference the number is no more, and nor are the tensors kept under it."""
+    weight = torch.randn(3)
+    alive = weakref.ref(weight.untyped_storage())
+    *given, layers = call_of(encoder_of(tmp_path))
+    parts = layers[0].parts._replace(output_norm=(weight, None, None, None))
+    prepared = op.PreparedLayer(parts)
+    number = prepared.number
+    del weight, parts
+    assert alive() is not None
+    del prepared
+    gc.collect()
+    assert alive() is None
+    with pytest.raises(RuntimeError, match=f"layers must be kept layers, got {number}"):
+        torch.ops.taut.encoder_layers(*given, [number])
+
+
 def test_refuses_bad_arguments(tmp_path):
-    hidden, _, _, cu_seqlens, *_ = args = call_of(encoder_of(tmp_path))
-    parts = op.LayerParts(*args[6:-1])
+    hidden, _, _, cu_seqlens, _, _, (layer, _) = call_of(encoder_of(tmp_path))
+    parts = layer.parts
 
     def refused(
         message, hidden=hidden, cu_seqlens=cu_seqlens, error=ValueError, options=None, **to
     ):
         with torch.no_grad(), pytest.raises(error, match=message):
-            op.encoder_layer(hidden, cu_seqlens, parts._replace(**to), **(options or {}))
+            own = op.PreparedLayer(parts._replace(**to))
+            op.encoder_layers(hidden, cu_seqlens, [own], **(options or {}))
 
-    refused(r"encoder_layer: hidden must be \(total_tokens, hidden_size\), got", hidden[0])
-    refused("encoder_layer: hidden must be a torch.Tensor, got None", None, error=TypeError)
-    refused("encoder_layer: cu_seqlens must not decrease", cu_seqlens=cu_seqlens.flip(0) - 61)
-    refused("encoder_layer: heads must divide hidden_size = 64, got 5", heads=5)
-    refused("encoder_layer: formats must be 5 numbers of each", formats=parts.formats[:19])
-    refused("encoder_layer: qkv must have 192 out_features, got 64", qkv=parts.out,
+    refused(r"encoder_layers: hidden must be \(total_tokens, hidden_size\), got", hidden[0])
+    refused("encoder_layers: hidden must be a torch.Tensor, got None", None, error=TypeError)
+    refused("encoder_layers: cu_seqlens must not decrease", cu_seqlens=cu_seqlens.flip(0) - 61)
+    refused("encoder_layers: heads must divide hidden_size = 64, got 5", heads=5)
+    refused("encoder_layers: formats must be 5 numbers of each", formats=parts.formats[:19])
+    refused("encoder_layers: qkv must have 192 out_features, got 64", qkv=parts.out,
             formats=(64, *parts.formats[1:]))  # fmt: skip
-    refused("encoder_layer, up: packed must be .* pack_weight of a", up=parts.down)
-    refused(r"encoder_layer: out must be \(packed, scale, zero_point, codebook, bias\), got 3",
+    refused("encoder_layers, up: packed must be .* pack_weight of a", up=parts.down)
+    refused(r"encoder_layers: out must be \(packed, scale, zero_point, codebook, bias\), got 3",
             out=parts.out[:3])  # fmt: skip
-    refused("encoder_layer: down must have a scale with low-bit weights, got None",
+    refused("encoder_layers: down must have a scale with low-bit weights, got None",
             formats=(*parts.formats[:15], 64, 8, 0, 8, 0))  # fmt: skip
     refused(
-        "encoder_layer, output_norm: bias must be", output_norm=(None, hidden[0, :3], None, None)
+        "encoder_layers, output_norm: bias must be", output_norm=(None, hidden[0, :3], None, None)
     )
-    refused("encoder_layer: attention_norm must be", attention_norm=())
-    refused("encoder_layer: activation must be one of", activation="swish")
-    refused("encoder_layer: inner_group_size must be one of -1, 0, 32", inner_group_size=5)
-    refused("encoder_layer: inner_group_size must be -1 unless", inner_group_size=0)
-    refused("encoder_layer: scale must be given with q", options={"q": hidden.to(torch.int8)})
-    refused("encoder_layer: alibi_slopes must be", options={"alibi_slopes": hidden})
+    refused("encoder_layers: attention_norm must be", attention_norm=())
+    refused("encoder_layers: activation must be one of", activation="swish")
+    refused("encoder_layers: inner_group_size must be one of -1, 0, 32", inner_group_size=5)
+    refused("encoder_layers: inner_group_size must be -1 unless", inner_group_size=0)
+    refused("encoder_layers: scale must be given with q", options={"q": hidden.to(torch.int8)})
+    refused("encoder_layers: alibi_slopes must be", options={"alibi_slopes": hidden})
     integers = {"q": hidden.to(torch.int8), "scale": torch.ones(len(hidden), 1)}
-    refused("encoder_layer: q must be None with a dense qkv", options=integers)
-    refused("encoder_layer: out must have an x_group_size of 0 or group_size = 0, got 48",
+    refused("encoder_layers: q must be None with a dense qkv", options=integers)
+    refused("encoder_layers: out must have an x_group_size of 0 or group_size = 0, got 48",
             formats=(*parts.formats[:9], 48, *parts.formats[10:]))  # fmt: skip
-    refused("encoder_layer: quantize_up must be False unless", quantize_up=True)
-    refused("encoder_layer: x must have contiguous rows", hidden.T.contiguous().T)
-    refused("encoder_layer: cu_seqlens must", cu_seqlens=cu_seqlens.repeat(2)[::2])
+    refused("encoder_layers: quantize_up must be False unless", quantize_up=True)
+    refused("encoder_layers: x must have contiguous rows", hidden.T.contiguous().T)
+    refused("encoder_layers: cu_seqlens must", cu_seqlens=cu_seqlens.repeat(2)[::2])
     elsewhere = (parts.up[0].to("meta"), *parts.up[1:])
-    refused(r"encoder_layer: up\[0\] must be on cpu like hidden, got meta", up=elsewhere)
+    refused(r"encoder_layers: up\[0\] must be on cpu like hidden, got meta", up=elsewhere)
+    with torch.no_grad(), pytest.raises(ValueError, match="layers must be at least one, got none"):
+        op.encoder_layers(hidden, cu_seqlens, [])
     trained = hidden.clone().requires_grad_()
-    with pytest.raises(ValueError, match="encoder_layer: hidden must be a tensor without gradient"):
-        op.encoder_layer(trained, cu_seqlens, parts)
-    with pytest.raises(
-        ValueError, match=r"encoder_layer: qkv\[4\] must be a tensor without gradient"
-    ):
-        op.encoder_layer(hidden, cu_seqlens, parts)  # its biases are the encoder's parameters
+    detached = [
+        tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in part)
+        if isinstance(part, tuple)
+        else part
+        for part in parts
+    ]
+    frozen = op.PreparedLayer(op.LayerParts(*detached))
+    assert op.encoder_layers(hidden, cu_seqlens, [frozen]).shape == hidden.shape
+    with pytest.raises(ValueError, match="hidden must be a tensor without gradient"):
+        op.encoder_layers(trained, cu_seqlens, [frozen])
+    message = r"encoder_layers: qkv\[4\] of layer 1 must be a tensor without gradient"
+    with pytest.raises(ValueError, match=message):  # its biases are the encoder's parameters
+        op.encoder_layers(hidden, cu_seqlens, [frozen, layer])
     with torch.no_grad(), forward_ad.dual_level():
         dual = forward_ad.make_dual(hidden[0].clone(), hidden[0])
-        with pytest.raises(
-            NotImplementedError, match=r"encoder_layer: output_norm\[0\] must have no"
-        ):
-            op.encoder_layer(
-                hidden, cu_seqlens, parts._replace(output_norm=(dual, None, None, None))
-            )
+        moved = op.PreparedLayer(parts._replace(output_norm=(dual, None, None, None)))
+        message = r"encoder_layers: output_norm\[0\] of layer 0 must have no tangent"
+        with pytest.raises(NotImplementedError, match=message):
+            op.encoder_layers(hidden, cu_seqlens, [moved])
 
 
 def test_empty_batch(isa, tmp_path, natively):

@@ -1,9 +1,13 @@
-// A whole encoder layer in one call on the CPU: the launchers of its parts, one behind the other.
-// What it saves is the way from Python to each of them, most of the time of a short text.
+// Encoder layers in one call on the CPU: the launchers of their parts, one behind the other. What it
+// saves is the way from Python to each of them, most of the time of a short text.
+#include "cpu/encoder_layer.h"
+
 #include <array>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
-#include <tuple>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -16,7 +20,7 @@ namespace {
 using Optional = std::optional<Tensor>;
 using Tensors = std::vector<Optional>;
 
-VariantRecord layer_variant("encoder_layer");
+VariantRecord layers_variant("encoder_layers");
 
 // out_features, bits (0: a dense weight), group_size, x_bits, x_group_size.
 constexpr size_t kNumbers = 5;
@@ -43,7 +47,7 @@ struct Rows {
   const Tensor& best() const { return q ? *q : floats; }
 };
 
-constexpr const char* kOp = "encoder_layer";
+constexpr const char* kOp = "encoder_layers";
 
 Linear linear_of(const Tensors& tensors, const std::vector<int64_t>& formats, size_t index,
                  const char* name) {
@@ -104,57 +108,130 @@ Rows inner_of(const Linear& up, const Rows& rows, const std::string& activation,
   return {x.floats, std::move(q), std::move(scale)};
 }
 
-std::tuple<Tensor, Tensor, Tensor> encoder_layer(
-    const Tensor& hidden, const Optional& q, const Optional& scale, const Tensor& cu_seqlens,
-    const Optional& alibi_slopes, const Optional& relative_bias, const Tensors& qkv,
-    const Tensors& out, const Tensors& up, const Tensors& down, const std::vector<int64_t>& formats,
-    const Tensors& attention_norm, const Tensors& output_norm, int64_t heads,
-    const std::string& activation, bool glu, bool quantize_up, int64_t inner_group_size,
-    double attention_eps, double output_eps, bool quantize) {
-  check(hidden.dim() == 2, kOp, "hidden must be (total_tokens, hidden_size), got ",
-        shape_of(hidden));
+// What stays the same from call to call.
+struct Layer {
+  Tensors qkv, out, up, down;
+  std::vector<int64_t> formats;
+  Tensors attention_norm, output_norm;
+  int64_t heads;
+  std::string activation;
+  bool glu, quantize_up;
+  int64_t inner_group_size;
+  double attention_eps, output_eps;
+  bool quantize;
+};
+
+Rows run(const Layer& layer, const Rows& x, const Tensor& cu_seqlens, const Optional& alibi_slopes,
+         const Optional& relative_bias) {
+  const std::vector<int64_t>& formats = layer.formats;
   check(formats.size() == 4 * kNumbers, kOp,
         "formats must be 5 numbers of each of 4 linear layers, got ", formats.size());
-  check(attention_norm.size() == 4 && output_norm.size() == 4, kOp,
+  check(layer.attention_norm.size() == 4 && layer.output_norm.size() == 4, kOp,
         "norms must be (weight, bias, quant_weight, quant_bias)");
-  const Linear to_qkv = linear_of(qkv, formats, 0, "qkv"),
-               to_out = linear_of(out, formats, 1, "out"),
-               to_inner = linear_of(up, formats, 2, "up"),
-               from_inner = linear_of(down, formats, 3, "down");
-  check(q.has_value() == scale.has_value(), kOp,
-        "scale must be given with q and without it not, got one of them");
-  check(to_qkv.lowbit() || !q, kOp, "q must be None with a dense `qkv`, got a tensor");
-  check(to_qkv.numbers[0] == 3 * hidden.size(1), kOp, "qkv must have ", 3 * hidden.size(1),
-        " out_features, got ", to_qkv.numbers[0]);
-  check(!quantize_up || (to_out.lowbit() && to_inner.lowbit()), kOp,
+  const Linear qkv = linear_of(layer.qkv, formats, 0, "qkv"),
+               out = linear_of(layer.out, formats, 1, "out"),
+               up = linear_of(layer.up, formats, 2, "up"),
+               down = linear_of(layer.down, formats, 3, "down");
+  check(qkv.lowbit() || !x.q, kOp, "q must be None with a dense qkv, got a tensor");
+  const int64_t columns = x.floats.size(1);
+  check(qkv.numbers[0] == 3 * columns, kOp, "qkv must have ", 3 * columns, " out_features, got ",
+        qkv.numbers[0]);
+  check(!layer.quantize_up || (out.lowbit() && up.lowbit()), kOp,
         "quantize_up must be False unless out and up are low-bit, got True");
-  check(inner_group_size == -1 ||
-            (inner_group_size >= 0 && to_inner.lowbit() && from_inner.lowbit() && !glu),
+  check(layer.inner_group_size == -1 ||
+            (layer.inner_group_size >= 0 && up.lowbit() && down.lowbit() && !layer.glu),
         kOp, "inner_group_size must be -1 unless up and down are low-bit without gates, got ",
-        inner_group_size);
+        layer.inner_group_size);
 
-  const Rows x{hidden, q, scale};
-  const Rows context{attention_of_rows(multiply(to_qkv, x, "none"), heads, cu_seqlens, alibi_slopes,
-                                       relative_bias),
+  const Rows context{attention_of_rows(multiply(qkv, x, "none"), layer.heads, cu_seqlens,
+                                       alibi_slopes, relative_bias),
                      {},
                      {}};
   const Rows middle =
-      multiply_and_normalize(to_out, context, hidden, {attention_norm, attention_eps}, quantize_up);
-  const Rows inner = inner_of(to_inner, middle, activation, glu, inner_group_size);
-  Rows result =
-      multiply_and_normalize(from_inner, inner, middle.floats, {output_norm, output_eps}, quantize);
-  layer_variant.record();
-  const auto given = [](Optional& t, ScalarType dtype) {
-    return t ? std::move(*t) : empty_cpu({0, 0}, dtype);
-  };
-  Tensor codes = given(result.q, ScalarType::Char);
-  Tensor scales = given(result.scale, ScalarType::Float);
-  return {std::move(result.floats), std::move(codes), std::move(scales)};
+      multiply_and_normalize(out, context, x.floats, {layer.attention_norm, layer.attention_eps},
+                             layer.quantize_up);
+  const Rows inner = inner_of(up, middle, layer.activation, layer.glu, layer.inner_group_size);
+  return multiply_and_normalize(down, inner, middle.floats,
+                                {layer.output_norm, layer.output_eps}, layer.quantize);
+}
+
+// Layers by the numbers that Python gives them, for as long as its objects live.
+class KeptLayers {
+ public:
+  using Pointer = std::shared_ptr<const Layer>;
+
+  void keep(int64_t number, Layer layer) {
+    auto pointer = std::make_shared<const Layer>(std::move(layer));
+    std::lock_guard lock(mutex_);
+    layers_[number] = std::move(pointer);
+  }
+  void forget(int64_t number) {
+    Pointer last;  // destroyed without the lock
+    std::lock_guard lock(mutex_);
+    const auto found = layers_.find(number);
+    if (found == layers_.end()) return;
+    last = std::move(found->second);
+    layers_.erase(found);
+  }
+  std::vector<Pointer> find(const std::vector<int64_t>& numbers) {
+    std::vector<Pointer> found;
+    found.reserve(numbers.size());
+    std::lock_guard lock(mutex_);
+    for (int64_t number : numbers) {
+      const auto layer = layers_.find(number);
+      check(layer != layers_.end(), kOp, "layers must be kept layers, got ", number);
+      found.push_back(layer->second);
+    }
+    return found;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_map<int64_t, Pointer> layers_;
+};
+
+// Never destroyed: at exit torch may be gone before.
+KeptLayers& kept_layers() {
+  static KeptLayers& layers = *new KeptLayers;
+  return layers;
+}
+
+void keep_layer(int64_t number, Tensors qkv, Tensors out, Tensors up, Tensors down,
+                std::vector<int64_t> formats, Tensors attention_norm, Tensors output_norm,
+                int64_t heads, std::string activation, bool glu, bool quantize_up,
+                int64_t inner_group_size, double attention_eps, double output_eps, bool quantize) {
+  kept_layers().keep(
+      number, {std::move(qkv), std::move(out), std::move(up), std::move(down), std::move(formats),
+               std::move(attention_norm), std::move(output_norm), heads, std::move(activation), glu,
+               quantize_up, inner_group_size, attention_eps, output_eps, quantize});
+}
+
+Tensor encoder_layers(const Tensor& hidden, const Optional& q, const Optional& scale,
+                      const Tensor& cu_seqlens, const Optional& alibi_slopes,
+                      const Optional& relative_bias, const std::vector<int64_t>& layers) {
+  check(hidden.dim() == 2, kOp, "hidden must be (total_tokens, hidden_size), got ",
+        shape_of(hidden));
+  check(q.has_value() == scale.has_value(), kOp,
+        "scale must be given with q and without it not, got one of them");
+  check(!layers.empty(), kOp, "layers must be at least one, got none");
+  Rows x{hidden, q, scale};
+  for (const auto& layer : kept_layers().find(layers))
+    x = run(*layer, x, cu_seqlens, alibi_slopes, relative_bias);
+  layers_variant.record();
+  return std::move(x.floats);
 }
 
 }  // namespace
+
+void forget_layer(int64_t number) { kept_layers().forget(number); }
+
 }  // namespace taut
 
 STABLE_TORCH_LIBRARY_IMPL(taut, CPU, m) {
-  m.impl("encoder_layer", TORCH_BOX(&taut::encoder_layer));
+  m.impl("encoder_layers", TORCH_BOX(&taut::encoder_layers));
+}
+
+// Whatever the tensors are on: encoder_layers says what it cannot use.
+STABLE_TORCH_LIBRARY_IMPL(taut, CompositeExplicitAutograd, m) {
+  m.impl("keep_layer", TORCH_BOX(&taut::keep_layer));
 }

@@ -1,4 +1,4 @@
-// Launchers that encoder_layer composes. Their arguments are those of the op of the same name.
+// Launchers that encoder_layers composes. Their arguments are those of the op of the same name.
 #pragma once
 #include <optional>
 #include <string>

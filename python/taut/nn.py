@@ -84,7 +84,8 @@ class Linear(torch.nn.Module):
 
     def packed(self) -> torch.Tensor:
         """The packed copy of `weight` as it is now (layout: `taut.pack_weight`)."""
-        return self._packed_of(self.weight, self.weight.dtype)
+        weight = self._parameters["weight"]
+        return self._packed_of(weight, weight.dtype)
 
     def forward(self, x: torch.Tensor, activation: str = "none") -> torch.Tensor:
         """activation(x @ weight.T + bias) for x (total_tokens, in_features)."""

@@ -53,11 +53,6 @@ class Op:
         """The overload without its Python frame, for eager calls."""
         return self.overload._op
 
-    @functools.cached_property
-    def takes_lists(self) -> bool:
-        """Whether some argument is a list of tensors."""
-        return "Tensor[]" in self.schema or "Tensor?[]" in self.schema
-
     def complete(self, args: tuple) -> tuple:
         """`args` with the schema's defaults behind them: the dispatcher drops those on the way to
         a kernel written in Python."""
@@ -65,17 +60,12 @@ class Op:
         return (*args, *(argument.default_value for argument in missing))
 
     def tensors(self, args: tuple) -> dict[str, torch.Tensor]:
-        """The tensors among `args` by name, those of lists as "name[index]". The dispatcher takes
-        None for any of them, and tensors of any device and layout: TypeError and ValueError for
-        those."""
+        """The tensors among `args` by name. The dispatcher takes None for any of them, and tensors
+        of any device and layout: TypeError and ValueError for those."""
         found = {}
         for argument, a in zip(self.overload._schema.arguments, args, strict=False):
             if isinstance(a, torch.Tensor):
                 found[argument.name] = a
-            elif isinstance(argument.type, torch.ListType) and isinstance(a, tuple | list):
-                for i, t in enumerate(a):
-                    if isinstance(t, torch.Tensor):
-                        found[f"{argument.name}[{i}]"] = t
             elif a is None and isinstance(argument.type, torch.TensorType):
                 raise TypeError(
                     f"{self.name}: {argument.name} must be a torch.Tensor, got NoneType"
@@ -147,7 +137,7 @@ def define(op: Op) -> None:
         for device_type in ("cpu", "cuda"):
             _register_autocast(op, device_type)
     # Now: torch.compile cannot trace a cached_property's first use.
-    _ = op.overload, op.entry, op.takes_lists
+    _ = op.overload, op.entry
 
 
 def register_gpu(op: Op) -> str:

@@ -258,14 +258,10 @@ OPS: dict[str, Op] = {
             refuses_grad=_ROUNDED,
         ),
         Op(
-            "encoder_layer",
+            "encoder_layers",
             "encoder_layer",
             "(Tensor hidden, Tensor? q, Tensor? scale, Tensor cu_seqlens, Tensor? alibi_slopes, "
-            "Tensor? relative_bias, Tensor?[] qkv, Tensor?[] out, Tensor?[] up, Tensor?[] down, "
-            "int[] formats, Tensor?[] attention_norm, Tensor?[] output_norm, int heads, "
-            "str activation, bool glu, bool quantize_up, int inner_group_size, "
-            "float attention_eps, float output_eps, bool quantize) "
-            "-> (Tensor hidden, Tensor q, Tensor scale)",
+            "Tensor? relative_bias, int[] layers) -> Tensor",
             triton=False,  # GPUs run ahead of Python
             refuses_grad=_FOR_INFERENCE,
         ),
@@ -335,5 +331,12 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable) ->
 
 for _op in OPS.values():
     define(_op)
+# No op, but how `prepared_layers.py` hands a layer's parts to the native library.
+library.define(
+    "keep_layer(int number, Tensor?[] qkv, Tensor?[] out, Tensor?[] up, Tensor?[] down, "
+    "int[] formats, Tensor?[] attention_norm, Tensor?[] output_norm, int heads, str activation, "
+    "bool glu, bool quantize_up, int inner_group_size, float attention_eps, float output_eps, "
+    "bool quantize) -> ()"
+)
 libraries.load()
 GPU_KERNELS = {op.name: register_gpu(op) for op in OPS.values()}

@@ -1,19 +1,19 @@
 """One post-LayerNorm transformer encoder for every architecture; nothing in it is ever padded."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch.nn import functional
 
 from taut.encoder.binary import BinaryEmbedding, BinaryLayer
 from taut.encoder.config import EncoderConfig
-from taut.encoder.native_layer import NativeLayer
+from taut.encoder.native_layer import NativeLayer, run_natively
 from taut.lowbit_nn import LowbitEmbedding
 from taut.nn import Linear
 from taut.ops.activation import bias_glu
 from taut.ops.attention import shared_plan, varlen_attention_qkvpacked
 from taut.ops.embedding import embed_layer_norm, lowbit_embed_layer_norm
-from taut.ops.encoder_layer import encoder_layer
 from taut.reference._check import check_tensor
 
 # Beyond this distance all tokens share a bucket of the relative position bias.
@@ -118,6 +118,8 @@ class Embeddings(torch.nn.Module):
 class Layer(NativeLayer):
     """Attention and feed-forward network, each with residual and LayerNorm behind it."""
 
+    LINEAR_KINDS: ClassVar[tuple] = (Linear,)
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
@@ -134,14 +136,6 @@ class Layer(NativeLayer):
         self.output_norm = torch.nn.LayerNorm(hidden, eps=config.eps)
 
     def forward(self, hidden, cu_seqlens, alibi_slopes=None, relative_bias=None, plan=None):
-        native = self.native(hidden)
-        if native is not None:
-            biases = {"alibi_slopes": alibi_slopes, "relative_bias": relative_bias}
-            return encoder_layer(hidden, cu_seqlens, native.parts, **biases)[0]
-        return self.one_by_one(hidden, cu_seqlens, alibi_slopes, relative_bias, plan)
-
-    def one_by_one(self, hidden, cu_seqlens, alibi_slopes=None, relative_bias=None, plan=None):
-        """`forward` by single ops."""
         dropout = self.dropout if self.training else 0.0
         context = varlen_attention_qkvpacked(
             self.qkv(hidden).unflatten(1, (3, self.heads, -1)),
@@ -234,6 +228,9 @@ class Backbone(torch.nn.Module):
             layers = [self.layers[0]] * self.config.num_layers
         else:
             layers = self.layers
+        out = run_natively(layers, hidden, cu_seqlens, slopes, bias)
+        if out is not None:
+            return out
         plan = shared_plan(cu_seqlens, hidden.shape[0])
         for layer in layers:
             hidden = layer(hidden, cu_seqlens, slopes, bias, plan)

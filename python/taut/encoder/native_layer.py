@@ -1,35 +1,70 @@
-"""Where a layer of the encoder runs as one op, `encoder_layer`, and what that op is given."""
+"""Where an encoder's layers run as one op, `encoder_layers`, and what that op is given."""
 
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch.nn.modules import module as hooks
 
 from taut.nn import PACKED_DTYPES, Linear, LowbitLinear
-from taut.ops.encoder_layer import LayerParts
+from taut.ops.encoder_layer import encoder_layers
 from taut.packed_module import state_of
-
-_is_compiling = torch.compiler.is_compiling
-_is_grad_enabled = torch.is_grad_enabled
-_is_autocast_enabled = torch.is_autocast_enabled
+from taut.prepared_layers import LayerParts, PreparedLayer
 
 LINEARS = ("qkv", "out", "up", "down")
 NORMS = ("attention_norm", "output_norm")
-_NOTHING = ((), (), None)  # identities of what it was made from, that, and the `Native`
+_NOTHING = ((), (), None)  # what a layer was made from as it compares, that, and the `Native`
 
 
 class Native(NamedTuple):
-    """What `encoder_layer` is given besides the tokens.
+    """A layer as `encoder_layers` takes it.
 
     Args:
-        parts: weights and settings.
+        layer: its weights and settings.
         quantize_qkv: `qkv` takes integers that the op does not make of floats.
-        quantize: the next layer takes integers.
     """
 
-    parts: LayerParts
+    layer: PreparedLayer
     quantize_qkv: bool
-    quantize: bool
+
+
+def run_natively(
+    layers: Sequence[torch.nn.Module],
+    hidden: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    alibi_slopes: torch.Tensor | None,
+    relative_bias: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """All layers as one op; None where they must run one by one: where gradients are wanted, on
+    GPUs, under torch.compile and autocast, with hooks, and where one is more than the op."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return None
+    if not hidden.is_cpu or torch.is_autocast_enabled("cpu"):
+        return None
+    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+        return None
+    found = []
+    for layer in layers:
+        native = layer.native() if isinstance(layer, NativeLayer) else None
+        if native is None:
+            return None
+        if found and native.quantize_qkv and not found[-1].layer.parts.quantize:
+            return None
+        found.append(native)
+    if not found:
+        return None
+    q = scale = None
+    if found[0].quantize_qkv:
+        q, scale = layers[0].qkv.operand(hidden)
+    return encoder_layers(
+        hidden,
+        cu_seqlens,
+        [native.layer for native in found],
+        q=q,
+        scale=scale,
+        alibi_slopes=alibi_slopes,
+        relative_bias=relative_bias,
+    )
 
 
 def takes_rows_of_integers(consumer) -> bool:
@@ -47,15 +82,23 @@ def hands_integers_on(up, down) -> bool:
     return chained and down.takes_integers and not down.migrates
 
 
+def _is_plain(module: torch.nn.Module) -> bool:
+    """Whether calling it is nothing but its class's forward."""
+    own = module.__dict__
+    return not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
+
+
 class NativeLayer(torch.nn.Module):
     """A layer with `qkv`, `out`, `up`, `down`, `attention_norm` and `output_norm`, and the settings
-    `heads`, `activation` and `glu`."""
+    `heads`, `activation` and `glu`. LINEAR_KINDS, which a class must define for itself, are the
+    classes of linear layers for which its forward is what the op computes."""
 
-    LINEAR_KINDS: ClassVar[tuple] = (Linear,)  # whose one by one is what the op computes
+    LINEAR_KINDS: ClassVar[tuple] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self._made: tuple = _NOTHING
+        self._next: tuple = ()  # the projection that takes its integers; no module of this one
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_made": _NOTHING}
@@ -64,38 +107,26 @@ class NativeLayer(torch.nn.Module):
         self._made = _NOTHING
         return super()._apply(fn, recurse)
 
-    def native(self, hidden: torch.Tensor, consumer=None) -> Native | None:
-        """What `encoder_layer` is given, or None where the ops must run one by one: where gradients
-        are wanted, on GPUs, under torch.compile and autocast, with hooks on linear layers, and for
-        linear layers that are more than a product.
-
-        Args:
-            hidden: the layer's input.
-            consumer: the projection of the next layer, if this one may hand it integers.
-        """
-        if _is_compiling() or _is_grad_enabled() or self.training:
+    def native(self) -> Native | None:
+        """The layer for inference; None where its linear layers are more than a product."""
+        kinds = type(self).__dict__.get("LINEAR_KINDS", ())  # a subclass computes something else
+        if self.training or not _is_plain(self):
             return None
-        if not hidden.is_cpu or _is_autocast_enabled("cpu"):
-            return None
-        if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
-            return None
-        modules, kinds = self._modules, self.LINEAR_KINDS
-        kept = []
+        modules = self.__dict__["_modules"]  # attributes of a Module cost a third of a microsecond
+        kept, numbers = [], [self.heads, self.activation, self.glu]
         for name in LINEARS:
             linear = modules[name]
-            kind = type(linear)  # a subclass computes something else
-            if kind not in kinds or "forward" in linear.__dict__:
-                return None
-            if linear._forward_hooks or linear._forward_pre_hooks:
+            kind = type(linear)
+            if kind not in kinds or not _is_plain(linear):
                 return None
             if kind is LowbitLinear:
                 kept.append(linear.operands)
-            else:
-                weight = linear._parameters["weight"]
-                if weight.dtype not in PACKED_DTYPES or weight.is_inference():
-                    return None
-                kept += linear.packed(), linear.bias
-        numbers = [self.heads, self.activation, self.glu]
+                continue
+            parameters = linear.__dict__["_parameters"]
+            weight = parameters["weight"]
+            if weight.dtype not in PACKED_DTYPES or weight.is_inference():
+                return None
+            kept += linear.packed(), parameters["bias"] if "bias" in parameters else linear.bias
         for name in NORMS:
             norm = modules[name]
             if type(norm) is not torch.nn.LayerNorm:
@@ -105,6 +136,7 @@ class NativeLayer(torch.nn.Module):
             numbers.append(norm.eps)
             if LowbitLinear in kinds:  # of these norms others may be made
                 numbers += state_of(weight), state_of(bias)
+        consumer = self._next[0] if self._next else None
         kept.append(consumer.operands if isinstance(consumer, LowbitLinear) else None)
         made_from = (*map(id, kept), *numbers)
         if made_from != self._made[0]:
@@ -145,9 +177,9 @@ class NativeLayer(torch.nn.Module):
             inner_group_size=down.activation_group_size if chained else -1,
             attention_eps=norms[0].eps,
             output_eps=norms[1].eps,
+            quantize=quantize,
         )
-        quantize_qkv = low[0] and not (qkv.direct or qkv.quantizes_groups)
-        return Native(parts, quantize_qkv, quantize)
+        return Native(PreparedLayer(parts), low[0] and not (qkv.direct or qkv.quantizes_groups))
 
 
 def _operands(linear) -> tuple[tuple, tuple]:

@@ -1,6 +1,6 @@
 """The encoder over low-bit weights: layers that hand integers on."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -15,7 +15,6 @@ from taut.encoder.native_layer import (
 from taut.nn import Linear, LowbitLinear
 from taut.ops.activation import bias_glu
 from taut.ops.attention import varlen_attention_qkvpacked
-from taut.ops.encoder_layer import encoder_layer
 
 
 class Activations(NamedTuple):
@@ -55,7 +54,7 @@ class QuantizedLayer(NativeLayer):
         layer: the layer whose parts it takes over.
     """
 
-    LINEAR_KINDS = (Linear, LowbitLinear)
+    LINEAR_KINDS: ClassVar[tuple] = (Linear, LowbitLinear)
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
@@ -63,7 +62,6 @@ class QuantizedLayer(NativeLayer):
         self.heads = layer.heads
         for name in (*LINEARS, *NORMS):
             setattr(self, name, getattr(layer, name))
-        self._next: tuple[Linear | LowbitLinear, ...] = ()  # in a tuple: no module of this one
 
     def feed(self, following: "QuantizedLayer | None") -> None:
         """Let this layer hand its integers to the projection of the following one."""
@@ -74,28 +72,6 @@ class QuantizedLayer(NativeLayer):
     ) -> Activations:
         if not isinstance(state, Activations):
             state = Activations(state)
-        native = self.native(state.hidden, self._next[0] if self._next else None)
-        if native is None:
-            return self.one_by_one(state, cu_seqlens, alibi_slopes, relative_bias, plan)
-        q, scale = state.q, state.scale
-        if q is None and native.quantize_qkv:
-            q, scale = self._modules["qkv"].operand(state.hidden)
-        result = encoder_layer(
-            state.hidden,
-            cu_seqlens,
-            native.parts,
-            q=q,
-            scale=scale,
-            alibi_slopes=alibi_slopes,
-            relative_bias=relative_bias,
-            quantize=native.quantize,
-        )
-        return Activations(*result) if native.quantize else Activations(result[0])
-
-    def one_by_one(
-        self, state: Activations, cu_seqlens, alibi_slopes=None, relative_bias=None, plan=None
-    ) -> Activations:
-        """`forward` by single ops."""
         parts = self._modules  # attributes of a Module take a third of a microsecond each
         context = varlen_attention_qkvpacked(
             _forward(parts["qkv"], state).unflatten(1, (3, self.heads, -1)),

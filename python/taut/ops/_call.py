@@ -41,8 +41,6 @@ def call(op: Op, *args):
             for a in args:
                 if isinstance(a, _Tensor) and a.requires_grad:
                     _refuse_gradient(op, args)
-            if op.takes_lists:
-                _refuse_gradient(op, args)
         if _is_compiling():
             return op.overload(*args)
         if not op.has_gradient:

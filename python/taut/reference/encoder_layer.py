@@ -1,4 +1,4 @@
-"""What encoder_layer means: the references of its parts, one behind the other.
+"""What encoder_layers means: for each layer the references of its parts, one behind the other.
 
     qkv      = Linear_qkv(hidden)
     context  = attention within each sequence, heads side by side
@@ -9,7 +9,8 @@
 A linear layer is (packed, scale, zero_point, codebook, bias) and the numbers (out_features, bits,
 group_size, x_bits, x_group_size); bits = 0 is a dense weight, which has packed and bias only. Floats
 are quantized in groups of x_group_size columns, 0: in whole rows. A LayerNorm is
-(weight, bias, quant_weight, quant_bias); the second pair is of what it quantizes.
+(weight, bias, quant_weight, quant_bias); the second pair is of what it quantizes. Layers come as
+the numbers of `PreparedLayer` objects.
 
 Source: Vaswani et al., "Attention is all you need", 2017, in the order of BERT ("post-LayerNorm").
 """
@@ -17,6 +18,7 @@ Source: Vaswani et al., "Attention is all you need", 2017, in the order of BERT 
 import torch
 
 from taut.formats import GROUP_SIZES
+from taut.prepared_layers import parts_of
 from taut.reference import activation as activations
 from taut.reference import attention, dense_gemm, lowbit_gemm
 from taut.reference._check import (
@@ -29,7 +31,7 @@ from taut.reference._check import (
 from taut.reference.quantize import quantize_per_token
 
 LINEARS = ("qkv", "out", "up", "down")
-_OP = "encoder_layer"
+_OP = "encoder_layers"
 
 
 def _numbers(formats):
@@ -67,7 +69,17 @@ def _check_norm(name, norm, columns, dtype):
         check_optional_tensor(f"{_OP}, {name}", part, value, (columns,), f"({columns},)", (dtype,))
 
 
-def check_encoder_layer(
+def check_encoder_layers(hidden, q, scale, cu_seqlens, alibi_slopes, relative_bias, layers):
+    for parts in parts_of(_OP, layers):
+        for name, tensor in parts.tensors().items():
+            if isinstance(hidden, torch.Tensor) and tensor.device != hidden.device:
+                wanted = f"on {hidden.device} like hidden"
+                raise ValueError(f"{_OP}: {name} must be {wanted}, got {tensor.device}")
+        _check_layer(hidden, q, scale, cu_seqlens, alibi_slopes, relative_bias, *parts)
+        q = scale = None  # of later layers they are made on the way
+
+
+def _check_layer(
     hidden, q, scale, cu_seqlens, alibi_slopes, relative_bias, qkv, out, up, down, formats,
     attention_norm, output_norm, heads, activation, glu, quantize_up, inner_group_size,
     attention_eps, output_eps, quantize,
@@ -117,7 +129,15 @@ def check_encoder_layer(
     )  # fmt: skip
 
 
-def encoder_layer(
+def encoder_layers(hidden, q, scale, cu_seqlens, alibi_slopes, relative_bias, layers):
+    for parts in parts_of(_OP, layers):
+        hidden, q, scale = run_layer(
+            hidden, q, scale, cu_seqlens, alibi_slopes, relative_bias, *parts
+        )
+    return hidden
+
+
+def run_layer(
     hidden, q, scale, cu_seqlens, alibi_slopes, relative_bias, qkv, out, up, down, formats,
     attention_norm, output_norm, heads, activation, glu, quantize_up, inner_group_size,
     attention_eps, output_eps, quantize,
@@ -165,10 +185,6 @@ def encoder_layer(
         inner, inner_scale = multiply(up, to_inner, x, scale, "none" if glu else activation), None
         if glu:
             inner = activations.bias_glu(inner, None, activation)
-    found = normalize(
+    return normalize(
         down, from_inner, inner, inner_scale, middle, output_norm, output_eps, quantize
     )
-    if found[1] is None:
-        empty = hidden.new_empty((0, 0), dtype=torch.float32)
-        return found[0], empty.to(torch.int8), empty
-    return found
