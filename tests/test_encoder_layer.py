@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import prune
 
 import taut
 from attention_cases import DTYPES
@@ -205,6 +207,14 @@ def test_where_the_ops_run_one_by_one(tmp_path, natively):
         everywhere = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
         assert count() == 0
         everywhere.remove()
+        pruned = copy.deepcopy(encoder)
+        prune.l1_unstructured(pruned.backbone.layers[0].attention_norm, "weight", 0.5)
+        assert count(pruned) == 0
+        by_layer = copy.deepcopy(encoder)
+        by_layer.backbone.layers[1].compile(
+            backend=lambda graph, _: seen.append(1) or graph.forward
+        )
+        assert count(by_layer) == 0 and seen
         assert count(encoder.train()) == 0
         encoder.eval()
         compiled = torch.compile(encoder, backend="eager")
@@ -215,6 +225,24 @@ def test_where_the_ops_run_one_by_one(tmp_path, natively):
         assert count(trainable) == 0
         bare = qat.convert(trainable.backbone).eval()  # quantizes what bf16 has rounded
         assert isinstance(bare.layers[0].up, LowbitLinear) and count(bare) == 0
+
+
+@pytest.mark.parametrize("scheme", (None, "w8a8"))
+def test_what_is_recorded_names_no_layer(tmp_path, natively, scheme):
+    """The number of a layer means nothing where the record is replayed."""
+    encoder = encoder_of(tmp_path, scheme=scheme)
+    ids, cu = torch.randint(0, 80, (9,)), cu_seqlens_of((9,))
+    with torch.no_grad():
+        want = encoder(ids, cu)
+        assert natively() == 2
+        traced = torch.jit.trace(encoder, (ids, cu), check_trace=False)
+        graph = make_fx(encoder)(ids, cu)
+        fake = make_fx(encoder, tracing_mode="fake", _allow_non_fake_inputs=True)(ids, cu)
+        assert natively() == 0
+        for replay in (traced, graph, fake):
+            assert torch.equal(replay(ids, cu), want)
+    records = str(traced.inlined_graph), graph.code, fake.code
+    assert not any("encoder_layers" in record for record in records)
 
 
 def test_changed_weights_are_seen(tmp_path, natively, composed):
@@ -295,7 +323,9 @@ def test_layers_are_let_go_of(tmp_path):
     number = prepared.number
     del weight, parts
     assert alive() is not None
-    del prepared
+    for again in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
+        assert again.number != number and again.parts.heads == prepared.parts.heads
+    del prepared, again
     gc.collect()
     assert alive() is None
     with pytest.raises(RuntimeError, match=f"layers must be kept layers, got {number}"):

@@ -47,8 +47,9 @@ inline void multiply_block(const GemmParams& p, const GemmBlock& block, const Pr
 #endif
 }
 
-// Calls prepare(row, rows, channel) some time before finish(sums, stride, row, rows, channel,
-// channels) of the same, so that what finish reads or writes can be asked for.
+// Calls finish(sums, stride, row, rows, channel, channels) for every part of the block and, but for
+// multiply_by_chunks, prepare(row, rows, channel) some time before, so that what finish reads or
+// writes can be asked for.
 template <class T, class Prepare, class Finish>
 inline void multiply(const GemmParams& p, const GemmBlock& block, const Prepare& prepare,
                      const Finish& finish) {
@@ -71,7 +72,7 @@ void linear(const GemmParams& p, const GemmBlock& block) {
   T* out = static_cast<T*>(p.out);
   multiply<T>(
       p, block,
-      [&](int64_t row, int64_t rows, int64_t channel) {
+      [&](int64_t row, int64_t rows, int64_t channel) __attribute__((always_inline)) {
         // Tiles were faster without.
         if constexpr (!kByTiles<T>)
           prefetch_part<Access::write>(out, sizeof(T), p.out_features, row, rows, channel, kPanel);
@@ -98,7 +99,7 @@ void sums_with_residual(const GemmParams& p, const GemmBlock& block, float* out)
   const int64_t out_stride = p.sums_stride();
   multiply<T>(
       p, block,
-      [&](int64_t row, int64_t rows, int64_t channel) {
+      [&](int64_t row, int64_t rows, int64_t channel) __attribute__((always_inline)) {
         prefetch_part<Access::read>(residual, sizeof(T), p.residual_stride, row, rows, channel,
                                     kPanel);
       },

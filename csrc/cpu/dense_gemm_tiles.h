@@ -49,9 +49,13 @@ void multiply_bf16_by_tiles(const GemmParams& p, const GemmBlock& block, const P
   };
 
   const int64_t steps = whole + (tail_k ? 1 : 0), panel_end = block.panel_end * kPanel;
-  const TileProduct product{rows, block.panel_begin * kPanel,
-                            panel_end < p.out_features ? panel_end : p.out_features, steps, steps};
-  tile_configure(gemm_tile_config(product.tile_rows(), 64));
+  const TileProduct product{rows,
+                            block.panel_begin * kPanel,
+                            panel_end < p.out_features ? panel_end : p.out_features,
+                            kTileDepth * static_cast<int64_t>(sizeof(bf16)),
+                            steps,
+                            steps};
+  tile_configure(gemm_tile_config(product.tile_rows(), product.depth));
   multiply_by_tiles<float>(
       product,
       [&](const TileBlock& at, int64_t step) {

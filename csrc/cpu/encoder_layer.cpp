@@ -1,5 +1,5 @@
-// Encoder layers in one call on the CPU: the launchers of their parts, one behind the other. What it
-// saves is the way from Python to each of them, most of the time of a short text.
+// Encoder layers in one call on the CPU: the launchers of their parts, one behind the other. What
+// it saves is the way from Python to each of them, most of the time of a short text.
 #include "cpu/encoder_layer.h"
 
 #include <array>
@@ -147,12 +147,11 @@ Rows run(const Layer& layer, const Rows& x, const Tensor& cu_seqlens, const Opti
                                        alibi_slopes, relative_bias),
                      {},
                      {}};
-  const Rows middle =
-      multiply_and_normalize(out, context, x.floats, {layer.attention_norm, layer.attention_eps},
-                             layer.quantize_up);
+  const Rows middle = multiply_and_normalize(
+      out, context, x.floats, {layer.attention_norm, layer.attention_eps}, layer.quantize_up);
   const Rows inner = inner_of(up, middle, layer.activation, layer.glu, layer.inner_group_size);
-  return multiply_and_normalize(down, inner, middle.floats,
-                                {layer.output_norm, layer.output_eps}, layer.quantize);
+  return multiply_and_normalize(down, inner, middle.floats, {layer.output_norm, layer.output_eps},
+                                layer.quantize);
 }
 
 // Layers by the numbers that Python gives them, for as long as its objects live.
@@ -163,10 +162,10 @@ class KeptLayers {
   void keep(int64_t number, Layer layer) {
     auto pointer = std::make_shared<const Layer>(std::move(layer));
     std::lock_guard lock(mutex_);
-    layers_[number] = std::move(pointer);
+    layers_[number].swap(pointer);  // one of this number is destroyed without the lock
   }
   void forget(int64_t number) {
-    Pointer last;  // destroyed without the lock
+    Pointer last;  // destroyed without the lock, too
     std::lock_guard lock(mutex_);
     const auto found = layers_.find(number);
     if (found == layers_.end()) return;

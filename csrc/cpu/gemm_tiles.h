@@ -70,10 +70,10 @@ inline void store_tiles(Sum* sums, int64_t stride) {
   TILE_STORE(3, sums + kTile * stride + kTile, bytes);
 }
 
-// A product of `rows` rows and the channels [channel_begin, channel_end). Its k-steps come in
-// groups, each with sums of its own.
+// A product of `rows` rows and the channels [channel_begin, channel_end). A k-step is `depth` bytes
+// of k; steps come in groups, each with sums of its own.
 struct TileProduct {
-  int64_t rows, channel_begin, channel_end, steps, group_steps;
+  int64_t rows, channel_begin, channel_end, depth, steps, group_steps;
 
   int64_t tile_rows() const { return rows < kTile ? rows : kTile; }
 };
@@ -84,7 +84,7 @@ struct TileProduct {
 struct TileBlock {
   int64_t row[2];
   int64_t channel;
-  int64_t fetch_begin, fetch_end;  // its share of 16 rows of what the next 32 channels read
+  int64_t fetch_begin, fetch_end;  // its share of the rows of a k-step of the next 32 channels
 
   // Asks for this share of a k-step's weight to be fetched into L2.
   void prefetch(const void* weights) const {
@@ -111,6 +111,7 @@ template <class Sum, class Multiply, class Finish>
 void multiply_by_tiles(const TileProduct& product, const Multiply& multiply, const Finish& finish) {
   const int64_t tile_rows = product.tile_rows(), last = product.rows - tile_rows;
   const int64_t row_blocks = (product.rows + kTileBlock - 1) / kTileBlock;
+  const int64_t weight_rows = product.depth / 4;
   alignas(64) Sum memory[2][kTileBlock * kTileBlock];
   int parity = 0;
   TileSums<Sum> previous{};
@@ -128,8 +129,8 @@ void multiply_by_tiles(const TileProduct& product, const Multiply& multiply, con
       const int64_t row = b * kTileBlock;
       const TileBlock block{{row < last ? row : last, row + kTile < last ? row + kTile : last},
                             channel,
-                            kTile * b / row_blocks,
-                            kTile * (b + 1) / row_blocks};
+                            weight_rows * b / row_blocks,
+                            weight_rows * (b + 1) / row_blocks};
       for (int64_t begin = 0, group = 0; begin < product.steps;
            begin += product.group_steps, ++group) {
         const int64_t left = product.steps - begin;

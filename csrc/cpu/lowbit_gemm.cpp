@@ -173,8 +173,10 @@ class Launch {
     s.constants = pieces.take<float>(kLowbitPanel * (1 + 4 * p.groups));
     if (p.codebook) s.codebook = pieces.take<float>(kLowbitPanel << p.bits);
     if (p.x_zero_point != 0.0f) s.ones = pieces.take<int8_t>(p.staged_stride());
-    s.sums = pieces.take<float>(kMaxLowbitRows * kLowbitPanel);
-    if (!p.integer()) s.values = pieces.take<uint8_t>(p.values_bytes());
+    if (!p.integer()) {
+      s.sums = pieces.take<float>(kMaxLowbitRows * kLowbitPanel);
+      s.values = pieces.take<uint8_t>(p.values_bytes());
+    }
     if (p.integer() && (unit() == kIntegerBlock ? p.bits < 8 : p.bits == 3))
       s.codes = pieces.take<uint8_t>(p.blocks() * kLowbitBlock * kLowbitPanel);
     return s;

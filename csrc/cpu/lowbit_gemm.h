@@ -106,8 +106,8 @@ struct LowbitScratch {
   float* constants;  // 64 + 4 * 64 * groups: what a panel's channels need, see the kernels
   float* codebook;   // (64, 2^bits): the tables of a panel
   int8_t* ones;      // staged_stride(): a row of ones, 0 behind in_features
-  float* sums;       // (kMaxLowbitRows, 64)
-  void* values;      // values_bytes()
+  float* sums;       // (kMaxLowbitRows, 64), where x stays floating point
+  void* values;      // values_bytes(), likewise
   uint8_t* codes;    // a panel expanded to 8 bits, for tiles and 3 bits
 };
 

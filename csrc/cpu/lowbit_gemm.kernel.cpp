@@ -127,17 +127,18 @@ struct Sink {
   const LowbitBlock& block;
   float* sums;  // or null: p.out
 
-  // Ask for what `take` will read and write of a panel, so that it need not wait.
-  __attribute__((always_inline)) void prefetch_residual(int64_t row, int64_t rows,
-                                                        int64_t panel) const {
+  // Ask for what `take` will read and write, so that it need not wait.
+  __attribute__((always_inline)) void prefetch_residual(int64_t row, int64_t rows, int64_t channel,
+                                                        int64_t channels) const {
     if (p.residual)
       prefetch_part<Access::read>(p.residual, size_of(p.residual_type), p.residual_stride, row,
-                                  rows, panel * kLowbitPanel, kLowbitPanel);
+                                  rows, channel, channels);
   }
-  __attribute__((always_inline)) void prefetch_out(int64_t row, int64_t rows, int64_t panel) const {
+  __attribute__((always_inline)) void prefetch_out(int64_t row, int64_t rows, int64_t channel,
+                                                   int64_t channels) const {
     if (!sums)
-      prefetch_part<Access::write>(p.out, size_of(p.out_type), p.out_features, row, rows,
-                                   panel * kLowbitPanel, kLowbitPanel);
+      prefetch_part<Access::write>(p.out, size_of(p.out_type), p.out_features, row, rows, channel,
+                                   channels);
   }
 
   // So many rows of x and channels of the weight from `row` and `channel` on.
@@ -235,11 +236,11 @@ void vector_panel(const Work& work, int64_t panel, const uint8_t* codes,
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t begin = work.count() * tile / tiles, end = work.count() * (tile + 1) / tiles;
     const int64_t first = work.block.row_begin + begin, rows = end - begin;
-    work.sink.prefetch_residual(first, rows, panel);
-    work.sink.prefetch_out(first, rows, panel);
+    const int64_t channel = panel * kLowbitPanel, channels = work.channels(panel);
+    work.sink.prefetch_residual(first, rows, channel, channels);
+    work.sink.prefetch_out(first, rows, channel, channels);
     const IntegerTile part{codes, work.rows.from(p, begin), constants, sums, out};
     multiply_integers<Bits>(p, part, rows);
-    const int64_t channel = panel * kLowbitPanel, channels = work.channels(panel);
     if (at_once)
       work.sink.take(ScaledTile{part}, constants.bias, first, rows, channel, channels);
     else
@@ -253,9 +254,12 @@ void tile_panel(const Work& work, int64_t panel, const uint8_t* codes, const uin
                 const PanelConstants& constants) {
   const LowbitParams& p = work.p;
   const bool at_once = scaled_at_once(p, constants);
-  work.sink.prefetch_residual(work.block.row_begin, work.count(), panel);
   multiply_by_integer_tiles(
       p, codes, next, work.rows, constants, work.count(), work.channels(panel),
+      [&](int64_t row, int64_t rows, int64_t channel) __attribute__((always_inline)) {
+        work.sink.prefetch_residual(work.block.row_begin + row, rows,
+                                    panel * kLowbitPanel + channel, kTileBlock);
+      },
       [&](const IntegerTile& tile, int64_t row, int64_t rows, int64_t channel, int64_t channels) {
         const float* bias = constants.bias + channel;
         row += work.block.row_begin;

@@ -18,20 +18,23 @@ inline int64_t tile_depth(const LowbitParams& p) {
 
 // `rows` of x times a panel of which so many channels count. Calls take(tile, row, rows, channel,
 // channels) until every part had it, with the tile's sums of all groups: scaled where that is done
-// at once. next: the panel that follows, or null.
-template <class Take>
+// at once; and prepare(row, rows, channel) some time before. next: the panel that follows, or null.
+template <class Prepare, class Take>
 void multiply_by_integer_tiles(const LowbitParams& p, const uint8_t* panel, const uint8_t* next,
                                const LowbitRows& x, const PanelConstants& constants, int64_t rows,
-                               int64_t channels, const Take& take) {
-  const int64_t depth = tile_depth(p), steps = p.row_codes() / depth, stride = p.codes_stride();
+                               int64_t channels, const Prepare& prepare, const Take& take) {
+  const int64_t depth = tile_depth(p), stride = p.codes_stride();
+  const int64_t steps = depth == kLowbitUnit ? p.units() : p.blocks();
   const int64_t step_size = depth / 4 * kRowBytes;
   const int64_t group_steps = p.groups > 1 ? p.group_units * kLowbitUnit / depth : steps;
-  const TileProduct product{rows, 0, channels, steps, group_steps};
+  const TileProduct product{rows, 0, channels, depth, steps, group_steps};
   const bool at_once = scaled_at_once(p, constants);
   alignas(64) float totals[kTileBlock * kTileBlock];
   multiply_by_tiles<int32_t>(
       product,
       [&](const TileBlock& at, int64_t step) {
+        if (step == 0)
+          for (int64_t row : at.row) prepare(row, kTile, at.channel);
         const int8_t* codes = x.codes + step * depth;
         multiply_tiles<int32_t>(codes + at.row[0] * stride, codes + at.row[1] * stride, stride,
                                 panel + step * step_size + 4 * at.channel);

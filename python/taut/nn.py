@@ -66,13 +66,14 @@ class Linear(torch.nn.Module):
             tensor is not None and tensor.requires_grad for tensor in (x, weight, *others)
         ):
             return None
-        return self._packed_of(weight, dtype)
+        return self.packed_of(weight, dtype)
 
     def _apply(self, fn, recurse=True):
         self._forget_packed()  # a moved weight may come back to its old address
         return super()._apply(fn, recurse)
 
-    def _packed_of(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def packed_of(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The packed copy of `weight`, which must be this layer's, in dtype."""
         if weight.is_inference():  # torch does not count their changes
             return pack_weight(weight.to(dtype))
         made_from = (weight.data_ptr(), weight._version, weight.dtype, dtype, _optimizer_steps)
@@ -84,8 +85,7 @@ class Linear(torch.nn.Module):
 
     def packed(self) -> torch.Tensor:
         """The packed copy of `weight` as it is now (layout: `taut.pack_weight`)."""
-        weight = self._parameters["weight"]
-        return self._packed_of(weight, weight.dtype)
+        return self.packed_of(self.weight, self.weight.dtype)
 
     def forward(self, x: torch.Tensor, activation: str = "none") -> torch.Tensor:
         """activation(x @ weight.T + bias) for x (total_tokens, in_features)."""

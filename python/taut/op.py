@@ -100,7 +100,7 @@ def _checked_fake(op: Op) -> Callable:
 
     def run(*args):
         op.tensors(args)
-        return op.fake(*args)
+        return op.fake(*op.complete(args))
 
     return run
 

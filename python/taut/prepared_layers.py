@@ -1,6 +1,7 @@
 """Encoder layers as `encoder_layers` takes them: by the number under which they are kept."""
 
 import itertools
+import secrets
 import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +10,8 @@ import torch
 
 from taut._native import libraries
 
-_numbers = itertools.count()
+# From somewhere else in every process: a number from another one must not name a layer here.
+_numbers = itertools.count(secrets.randbits(62))
 _layers: "weakref.WeakValueDictionary[int, PreparedLayer]" = weakref.WeakValueDictionary()
 
 
@@ -72,6 +74,9 @@ class PreparedLayer:
         if libraries.module is not None:
             torch.ops.taut.keep_layer(self.number, *parts)
             weakref.finalize(self, libraries.module.forget_layer, self.number).atexit = False
+
+    def __reduce__(self) -> tuple:
+        return PreparedLayer, (self.parts,)  # a copy has a number of its own
 
 
 def parts_of(op: str, numbers: Sequence[int]) -> list[LayerParts]:

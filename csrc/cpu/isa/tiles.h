@@ -14,6 +14,7 @@
 #include <cstring>
 
 #include "cpu/isa/half.h"
+#include "cpu/isa/reload.h"
 
 namespace taut {
 namespace TAUT_ISA {
@@ -35,11 +36,22 @@ static_assert(sizeof(TileConfig) == 64, "LDTILECFG reads 64 bytes");
 
 #if defined(TAUT_ISA_amx)
 
-inline void tile_configure(const TileConfig& config) { _tile_loadconfig(&config); }
+// gcc 12 says of LDTILECFG that it reads 8 bytes, and of TILELOADD that it reads none: stores that
+// it then held to be of no use, or moved behind them, would be missing. An address that lies in
+// memory may be read by anybody, and the fence is for the compiler alone.
+inline void tile_configure(const TileConfig& config) {
+  const TileConfig* volatile address = &config;
+  reload_memory();
+  _tile_loadconfig(address);
+}
 inline void tile_release() { _tile_release(); }
 // The compiler pastes the tile number into the instruction, so it must be a literal: macros.
 #define TILE_ZERO(tile) _tile_zero(tile)
-#define TILE_LOAD(tile, base, stride_bytes) _tile_loadd(tile, base, stride_bytes)
+#define TILE_LOAD(tile, base, stride_bytes) \
+  do {                                      \
+    reload_memory();                        \
+    _tile_loadd(tile, base, stride_bytes);  \
+  } while (false)
 #define TILE_STORE(tile, base, stride_bytes) _tile_stored(tile, base, stride_bytes)
 #define TILE_DOT_BF16(c, a, b) _tile_dpbf16ps(c, a, b)
 #define TILE_DOT_INT8(c, a, b) _tile_dpbsud(c, a, b)

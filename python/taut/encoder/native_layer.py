@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch.nn.modules import module as hooks
 
-from taut.nn import PACKED_DTYPES, Linear, LowbitLinear
+from taut.nn import PACKED_DTYPES, LowbitLinear
 from taut.ops.encoder_layer import encoder_layers
 from taut.packed_module import state_of
 from taut.prepared_layers import LayerParts, PreparedLayer
@@ -36,8 +36,11 @@ def run_natively(
     relative_bias: torch.Tensor | None,
 ) -> torch.Tensor | None:
     """All layers as one op; None where they must run one by one: where gradients are wanted, on
-    GPUs, under torch.compile and autocast, with hooks, and where one is more than the op."""
+    GPUs, under torch.compile, tracing and autocast, with hooks, and where one is more than the op."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return None
+    # What is recorded must name tensors: a layer's number means nothing elsewhere.
+    if torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
         return None
     if not hidden.is_cpu or torch.is_autocast_enabled("cpu"):
         return None
@@ -85,7 +88,8 @@ def hands_integers_on(up, down) -> bool:
 def _is_plain(module: torch.nn.Module) -> bool:
     """Whether calling it is nothing but its class's forward."""
     own = module.__dict__
-    return not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
+    hooked = own["_forward_hooks"] or own["_forward_pre_hooks"]
+    return not (hooked or "forward" in own or "_compiled_call_impl" in own)
 
 
 class NativeLayer(torch.nn.Module):
@@ -123,15 +127,19 @@ class NativeLayer(torch.nn.Module):
                 kept.append(linear.operands)
                 continue
             parameters = linear.__dict__["_parameters"]
-            weight = parameters["weight"]
-            if weight.dtype not in PACKED_DTYPES or weight.is_inference():
+            weight = parameters.get("weight")
+            if weight is None or weight.dtype not in PACKED_DTYPES or weight.is_inference():
                 return None
-            kept += linear.packed(), parameters["bias"] if "bias" in parameters else linear.bias
+            kept.append(linear.packed_of(weight, weight.dtype))
+            kept.append(parameters["bias"] if "bias" in parameters else linear.bias)
         for name in NORMS:
             norm = modules[name]
             if type(norm) is not torch.nn.LayerNorm:
                 return None
-            weight, bias = norm._parameters["weight"], norm._parameters["bias"]
+            parameters = norm.__dict__["_parameters"]
+            if "weight" not in parameters or "bias" not in parameters:
+                return None
+            weight, bias = parameters["weight"], parameters["bias"]
             kept += weight, bias
             numbers.append(norm.eps)
             if LowbitLinear in kinds:  # of these norms others may be made

@@ -46,9 +46,7 @@ def encoder_layers(
     if _is_grad_enabled() or forward_ad._current_level >= 0:
         _refuse_derivatives(layers)
     numbers = [layer.number for layer in layers]
-    return call(
-        _ENCODER_LAYERS, hidden, q, scale, cu_seqlens, alibi_slopes, relative_bias, numbers
-    )
+    return call(_ENCODER_LAYERS, hidden, q, scale, cu_seqlens, alibi_slopes, relative_bias, numbers)
 
 
 def _refuse_derivatives(layers: Sequence[PreparedLayer]) -> None:
