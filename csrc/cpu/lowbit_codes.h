@@ -61,6 +61,7 @@ struct PanelConstants {
   const float* bias;  // one row
   const float* scale;
   const int32_t* zero;  // the whole part of the zero point
+  bool common_zero;     // one for all: the sums of x are times it already
   float* fraction;      // the rest of it; null where it is 0 throughout
   float* offset;        // x_zero_point * (sum of codes - features * zero point); null without
 };
@@ -93,8 +94,8 @@ inline PanelConstants prepare_constants(const LowbitParams& p, int64_t panel,
   };
   by_groups(p.scale, scale);
   if (!p.zero_point) {
-    for (int64_t i = 0; i < size; ++i) zero[i] = 1 << (p.bits - 1);
-    return {bias, scale, zero, nullptr, p.x_zero_point != 0.0f ? offset : nullptr};
+    for (int64_t i = 0; i < size; ++i) zero[i] = p.common_zero();
+    return {bias, scale, zero, true, nullptr, p.x_zero_point != 0.0f ? offset : nullptr};
   }
   by_groups(p.zero_point, fraction);
   Vec fractions = Vec::zero();  // summed: a maximum would lose NaN
@@ -106,7 +107,12 @@ inline PanelConstants prepare_constants(const LowbitParams& p, int64_t panel,
     fractions = fractions + rest;
   }
   const bool whole = reduce_add(fractions) == 0.0f;
-  return {bias, scale, zero, whole ? nullptr : fraction, p.x_zero_point != 0.0f ? offset : nullptr};
+  return {bias,
+          scale,
+          zero,
+          false,
+          whole ? nullptr : fraction,
+          p.x_zero_point != 0.0f ? offset : nullptr};
 }
 
 }  // namespace TAUT_ISA

@@ -68,6 +68,8 @@ struct LowbitParams {
   int64_t q_group_size;         // 0: the row
 
   bool integer() const { return x_bits || x_type == Element::i8; }
+  // The zero point of all channels where none is given.
+  int32_t common_zero() const { return 1 << (bits - 1); }
   int64_t panels() const { return (out_features + kLowbitPanel - 1) / kLowbitPanel; }
   int64_t blocks() const { return (in_features + kLowbitBlock - 1) / kLowbitBlock; }
   int64_t units() const { return (in_features + kLowbitUnit - 1) / kLowbitUnit; }
@@ -89,7 +91,7 @@ struct LowbitParams {
 struct LowbitRows {
   int8_t* codes;  // codes_stride() apart; 0 behind in_features. In place: x, not to be written to
   float* scale;   // (rows, x_groups)
-  int32_t* sum;   // (rows, groups), sums of the codes
+  int32_t* sum;   // (rows, groups), sums of the codes, times common_zero() without zero points
   float* wide;    // (rows, in_features): f16 that stays floating point
 
   // The rows from `row` on.

@@ -223,6 +223,18 @@ struct Work {
   }
 };
 
+// A tile's sums of all groups, or, at once, the one group's before they are scaled.
+void take_tile(const Sink& sink, const IntegerTile& tile, bool at_once, int64_t row, int64_t rows,
+               int64_t channel, int64_t channels) {
+  const float* bias = tile.constants.bias + tile.channel;
+  if (!at_once)
+    sink.take(FloatTile{tile.out, tile.stride}, bias, row, rows, channel, channels);
+  else if (tile.constants.common_zero)
+    sink.take(ScaledTile<true>{tile}, bias, row, rows, channel, channels);
+  else
+    sink.take(ScaledTile<false>{tile}, bias, row, rows, channel, channels);
+}
+
 // Sums a panel row by row of tiles.
 template <int Bits>
 void vector_panel(const Work& work, int64_t panel, const uint8_t* codes,
@@ -241,10 +253,7 @@ void vector_panel(const Work& work, int64_t panel, const uint8_t* codes,
     work.sink.prefetch_out(first, rows, channel, channels);
     const IntegerTile part{codes, work.rows.from(p, begin), constants, sums, out};
     multiply_integers<Bits>(p, part, rows);
-    if (at_once)
-      work.sink.take(ScaledTile{part}, constants.bias, first, rows, channel, channels);
-    else
-      work.sink.take(FloatTile{out}, constants.bias, first, rows, channel, channels);
+    take_tile(work.sink, part, at_once, first, rows, channel, channels);
   }
 }
 
@@ -261,13 +270,8 @@ void tile_panel(const Work& work, int64_t panel, const uint8_t* codes, const uin
                                     panel * kLowbitPanel + channel, kTileBlock);
       },
       [&](const IntegerTile& tile, int64_t row, int64_t rows, int64_t channel, int64_t channels) {
-        const float* bias = constants.bias + channel;
-        row += work.block.row_begin;
-        channel += panel * kLowbitPanel;
-        if (at_once)
-          work.sink.take(ScaledTile{tile}, bias, row, rows, channel, channels);
-        else
-          work.sink.take(FloatTile{tile.out, tile.stride}, bias, row, rows, channel, channels);
+        take_tile(work.sink, tile, at_once, work.block.row_begin + row, rows,
+                  panel * kLowbitPanel + channel, channels);
       });
 }
 #endif
@@ -339,6 +343,8 @@ void lowbit_stage(const LowbitParams& p, int64_t begin, int64_t end, const Lowbi
     with_element(p.x_type,
                  [&](auto element) { quantize_rows<decltype(element)>(p, begin, end, rows); });
   }
+  if (!p.zero_point)
+    for (int64_t i = 0; i < (end - begin) * p.groups; ++i) rows.sum[i] *= p.common_zero();
   if (p.in_place) return;
   for (int64_t r = 0; r < end - begin; ++r) {
     std::memset(staged_codes(p, rows, r) + p.in_features, 0,

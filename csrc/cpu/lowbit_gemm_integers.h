@@ -51,13 +51,18 @@ inline int64_t group_end(const LowbitParams& p, int64_t begin) {
   return end < units ? end : units;
 }
 
-// What zero points take from the sums of a vector of channels, and their scales.
+// What zero points take from the sums of a vector of channels, and their scales. kCommonZero: as
+// PanelConstants says.
+template <bool kCommonZero>
 class Scales {
  public:
   Scales(const PanelConstants& constants, int64_t place)
       : scale_(Vec::load(constants.scale + place)), zero_(load_ints(constants.zero + place)) {}
   Vec scale(float x_scale) const { return Vec::set(x_scale) * scale_; }
-  Vec centred(Ints sums, int32_t x_sum) const { return to_vec(sums - set_ints(x_sum) * zero_); }
+  Vec centred(Ints sums, int32_t x_sum) const {
+    const Ints taken = set_ints(x_sum);
+    return to_vec(sums - (kCommonZero ? taken : taken * zero_));
+  }
 
  private:
   Vec scale_;
@@ -65,12 +70,13 @@ class Scales {
 };
 
 // A tile as fp32, where scaled_at_once.
+template <bool kCommonZero>
 struct ScaledTile {
   const IntegerTile& tile;
 
   auto column(int64_t channel) const {
-    return [scales = Scales(tile.constants, tile.channel + channel), sums = tile.sums + channel,
-            stride = tile.stride, rows = tile.rows](int64_t r) {
+    return [scales = Scales<kCommonZero>(tile.constants, tile.channel + channel),
+            sums = tile.sums + channel, stride = tile.stride, rows = tile.rows](int64_t r) {
       return scales.centred(load_ints(sums + r * stride), rows.sum[r]) *
              scales.scale(rows.scale[r]);
     };
@@ -79,6 +85,7 @@ struct ScaledTile {
 
 // t.out += a group's share of the product, for so many rows and the tile's columns from `column`
 // on. Exact up to the one multiplication: fractions of zero points are halves.
+template <bool kCommonZero>
 inline void add_group(const LowbitParams& p, const IntegerTile& t, int64_t group, int64_t rows,
                       int64_t column, int64_t columns) {
   const int32_t* x_sums = t.rows.sum + group;
@@ -87,7 +94,7 @@ inline void add_group(const LowbitParams& p, const IntegerTile& t, int64_t group
   const float *fraction = t.constants.fraction, *offset = t.constants.offset;
   for (int64_t c = column; c < column + columns; c += Vec::kWidth) {
     const int64_t place = group * kLowbitPanel + t.channel + c;
-    const Scales scales(t.constants, place);
+    const Scales<kCommonZero> scales(t.constants, place);
     for (int64_t r = 0; r < rows; ++r) {
       const int32_t x_sum = x_sums[r * groups];
       Vec v = scales.centred(load_ints(t.sums + r * t.stride + c), x_sum);
@@ -98,6 +105,12 @@ inline void add_group(const LowbitParams& p, const IntegerTile& t, int64_t group
       (group ? fma(v, scale, Vec::load(out)) : v * scale).store(out);
     }
   }
+}
+
+inline void add_group(const LowbitParams& p, const IntegerTile& t, int64_t group, int64_t rows,
+                      int64_t column, int64_t columns) {
+  t.constants.common_zero ? add_group<true>(p, t, group, rows, column, columns)
+                          : add_group<false>(p, t, group, rows, column, columns);
 }
 
 // sums += a quad of codes times so many rows of x.
@@ -142,7 +155,7 @@ inline void sum_units(const uint8_t* panel, int64_t channel, int64_t begin, int6
 #if defined(TAUT_GROUPS_IN_REGISTERS)
 // More than one group: half as many channels where there are many rows, so that totals stay in
 // registers beside a group's sums. To the bit what add_group makes of sums in memory.
-template <int Bits, int Rows>
+template <int Bits, int Rows, bool kCommonZero>
 void multiply_groups(const LowbitParams& p, const IntegerTile& t) {
   constexpr int kVectors = Rows > 2 ? kIntegerVectors / 2 : kIntegerVectors;
   constexpr int64_t kTileColumns = kVectors * Vec::kWidth;
@@ -165,7 +178,8 @@ void multiply_groups(const LowbitParams& p, const IntegerTile& t) {
       const float* x_scales = t.rows.scale + (x_groups > 1 ? group : 0);
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        const Scales scales(t.constants, group * kLowbitPanel + channel + v * Vec::kWidth);
+        const Scales<kCommonZero> scales(t.constants,
+                                         group * kLowbitPanel + channel + v * Vec::kWidth);
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r)
           totals[r][v] = fma(scales.centred(sums[r][v], x_sums[r * groups]),
@@ -185,7 +199,8 @@ template <int Bits, int Rows>
 void multiply_integers(const LowbitParams& p, const IntegerTile& t) {
 #if defined(TAUT_GROUPS_IN_REGISTERS)
   if (p.groups > 1 && !t.constants.fraction && !t.constants.offset)
-    return multiply_groups<Bits, Rows>(p, t);
+    return t.constants.common_zero ? multiply_groups<Bits, Rows, true>(p, t)
+                                   : multiply_groups<Bits, Rows, false>(p, t);
 #endif
   constexpr int kVectors = kSumVectors<Bits, Rows>;
   constexpr int64_t kTileColumns = kVectors * Vec::kWidth;
