@@ -139,49 +139,124 @@ void norm_quantize_rows(const NormQuantizeParams& p, float* row, int64_t begin, 
 
 // ---- kronecker
 
-// kRows rows of c = a b over kVectors vectors of columns: a(i, k) = a[i * a_row + k * a_step].
-template <int kRows, int kVectors>
-inline void product_tile(const float* a, int64_t a_row, int64_t a_step, const float* b, float* c,
-                         int64_t depth, int64_t stride) {
-  Vec sum[kRows][kVectors];
-  for (int i = 0; i < kRows; ++i)
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = Vec::zero();
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec right[kVectors];
-    for (int v = 0; v < kVectors; ++v) right[v] = Vec::load(b + k * stride + v * Vec::kWidth);
-    for (int i = 0; i < kRows; ++i) {
-      const Vec left = Vec::set(a[i * a_row + k * a_step]);
-      for (int v = 0; v < kVectors; ++v) sum[i][v] = fma(left, right[v], sum[i][v]);
-    }
+// A step along the depth of a product: one fp32 of each factor, or a pair of bf16.
+struct FloatStep {
+  using Element = float;
+  static constexpr int64_t kDepth = 1;
+  static Vec right(const float* b) { return Vec::load(b); }
+  static Vec add(const float* a, Vec b, Vec sum) { return fma(Vec::set(*a), b, sum); }
+};
+#if defined(__AVX512BF16__)
+struct PairStep {
+  using Element = bf16;
+  static constexpr int64_t kDepth = 2;
+  static Pairs right(const bf16* b) { return Pairs::load(b); }
+  static Vec add(const bf16* a, Pairs b, Vec sum) { return dot(Pairs::set(a), b, sum); }
+};
+#endif
+
+// c (rows, stride) = a (rows, steps) b (steps, stride), stride a multiple of Vec::kWidth.
+template <class Step>
+struct Product {
+  using Element = typename Step::Element;
+
+  const Element* a;  // row i, step k at a[i * a_row + k * a_step]
+  int64_t a_row, a_step;
+  const Element* b;  // step k, column j at b[(k * stride + j) * kDepth]
+  float* c;
+  int64_t rows, steps, stride;
+
+  void run() const {
+    int64_t column = 0;
+    for (; column + 2 * Vec::kWidth <= stride; column += 2 * Vec::kWidth) columns<2>(column);
+    if (column < stride) columns<1>(column);
   }
-  for (int i = 0; i < kRows; ++i)
-    for (int v = 0; v < kVectors; ++v) sum[i][v].store(c + i * stride + v * Vec::kWidth);
-}
 
-template <int kVectors>
-inline void product_columns(const float* a, int64_t a_row, int64_t a_step, const float* b, float* c,
-                            int64_t rows, int64_t depth, int64_t stride) {
-  int64_t i = 0;
-  for (; i + 4 <= rows; i += 4)
-    product_tile<4, kVectors>(a + i * a_row, a_row, a_step, b, c + i * stride, depth, stride);
-  for (; i < rows; ++i)
-    product_tile<1, kVectors>(a + i * a_row, a_row, a_step, b, c + i * stride, depth, stride);
-}
+ private:
+  template <int kVectors>
+  void columns(int64_t column) const {
+    int64_t i = 0;
+    for (; i + 4 <= rows; i += 4) tile<4, kVectors>(i, column);
+    for (; i < rows; ++i) tile<1, kVectors>(i, column);
+  }
 
-// c (rows, stride) = a (rows, depth) b (depth, stride); stride is a multiple of Vec::kWidth.
-inline void product(const float* a, int64_t a_row, int64_t a_step, const float* b, float* c,
-                    int64_t rows, int64_t depth, int64_t stride) {
-  int64_t column = 0;
-  for (; column + 2 * Vec::kWidth <= stride; column += 2 * Vec::kWidth)
-    product_columns<2>(a, a_row, a_step, b + column, c + column, rows, depth, stride);
-  if (column < stride)
-    product_columns<1>(a, a_row, a_step, b + column, c + column, rows, depth, stride);
-}
+  template <int kRows, int kVectors>
+  void tile(int64_t row, int64_t column) const {
+    Vec sum[kRows][kVectors];
+    for (int i = 0; i < kRows; ++i)
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = Vec::zero();
+    const Element* left = a + row * a_row;
+    const Element* above = b + column * Step::kDepth;
+    for (int64_t k = 0; k < steps; ++k) {
+      decltype(Step::right(above)) right[kVectors];
+      for (int v = 0; v < kVectors; ++v)
+        right[v] = Step::right(above + (k * stride + v * Vec::kWidth) * Step::kDepth);
+      for (int i = 0; i < kRows; ++i)
+        for (int v = 0; v < kVectors; ++v)
+          sum[i][v] = Step::add(left + i * a_row + k * a_step, right[v], sum[i][v]);
+    }
+    for (int i = 0; i < kRows; ++i)
+      for (int v = 0; v < kVectors; ++v)
+        sum[i][v].store(c + (row + i) * stride + column + v * Vec::kWidth);
+  }
+};
 
 template <class T>
 inline void widen(const T* from, float* to, int64_t count) {
   for_columns(count, [&](int64_t c, int n) { store(load(from + c, n), to + c, n); });
 }
+
+// Rows of x, (a, b) each, times the right factor.
+template <class T>
+class TimesRight {
+ public:
+  // scratch: b * stride and a * b floats.
+  TimesRight(const KroneckerParams& p, float* right, float* row) : p_(p), right_(right), row_(row) {
+    for (int64_t k = 0; k < p.b; ++k)
+      widen(static_cast<const T*>(p.right) + k * p.b, right + k * p.stride, p.b);
+  }
+  void run(const T* x, float* out) const {
+    widen(x, row_, p_.a * p_.b);
+    Product<FloatStep>{row_, p_.b, 1, right_, out, p_.a, p_.b, p_.stride}.run();
+  }
+
+ private:
+  const KroneckerParams& p_;
+  float *right_, *row_;
+};
+
+#if defined(__AVX512BF16__)
+// By pairs, exact up to the sums as it is by floats. An odd b gets a zero more.
+template <>
+class TimesRight<bf16> {
+ public:
+  TimesRight(const KroneckerParams& p, float* right, float* row)
+      : p_(p), right_(reinterpret_cast<bf16*>(right)), row_(reinterpret_cast<bf16*>(row)) {
+    const bf16* from = static_cast<const bf16*>(p.right);
+    for (int64_t k = 0; k < p.b; k += 2)
+      for_columns(p.b, [&](int64_t c, int n) {
+        const bool paired = k + 1 < p.b;
+        const Vec odd = paired ? load(from + (k + 1) * p.b + c, n) : Vec::zero();
+        pairs_of(load(from + k * p.b + c, n), odd).store(right_ + (k * p.stride + 2 * c));
+      });
+  }
+  void run(const bf16* x, float* out) const {
+    const int64_t even = (p_.b + 1) / 2 * 2;
+    if (even != p_.b) {
+      for (int64_t i = 0; i < p_.a; ++i) {
+        std::memcpy(row_ + i * even, x + i * p_.b, static_cast<size_t>(p_.b) * sizeof(bf16));
+        row_[i * even + p_.b] = bf16{};
+      }
+      x = row_;
+    }
+    Product<PairStep>{x, even, 2, right_, out, p_.a, even / 2, p_.stride}.run();
+  }
+
+ private:
+  const KroneckerParams& p_;
+  bf16 *right_, *row_;
+};
+#endif
 
 template <class T>
 void kronecker_rows(const KroneckerParams& p, float* scratch, int64_t begin, int64_t end) {
@@ -193,14 +268,12 @@ void kronecker_rows(const KroneckerParams& p, float* scratch, int64_t begin, int
   float* row = left + p.a * p.a;
 
   std::memset(right, 0, static_cast<size_t>(p.b * stride) * sizeof(float));
-  for (int64_t k = 0; k < p.b; ++k)
-    widen(static_cast<const T*>(p.right) + k * p.b, right + k * stride, p.b);
   widen(static_cast<const T*>(p.left), left, p.a * p.a);
+  const TimesRight<T> by_right(p, right, row);
 
   for (int64_t r = begin; r < end; ++r) {
-    widen(static_cast<const T*>(p.x) + r * p.x_stride, row, p.a * p.b);
-    product(row, p.b, 1, right, times_right, p.a, p.b, stride);
-    product(left, 1, p.a, times_right, result, p.a, p.a, stride);
+    by_right.run(static_cast<const T*>(p.x) + r * p.x_stride, times_right);
+    Product<FloatStep>{left, 1, p.a, times_right, result, p.a, p.a, stride}.run();
     T* out = static_cast<T*>(p.out) + r * p.a * p.b;
     for (int64_t i = 0; i < p.a; ++i)
       for_columns(p.b, [&](int64_t c, int n) {
