@@ -35,7 +35,7 @@ def stores_before(lines, at):
             return
         if found := _STORE.search(line):
             instruction, operand, displacement, base = found.groups()
-            if instruction != "lea":
+            if instruction.startswith(("mov", "vmov")):
                 yield base, int(displacement or "0", 16), width_of(instruction, operand)
 
 

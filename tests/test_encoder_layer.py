@@ -238,10 +238,11 @@ def test_what_is_recorded_names_no_layer(tmp_path, natively, scheme):
         traced = torch.jit.trace(encoder, (ids, cu), check_trace=False)
         graph = make_fx(encoder)(ids, cu)
         fake = make_fx(encoder, tracing_mode="fake", _allow_non_fake_inputs=True)(ids, cu)
+        early = make_fx(encoder, pre_dispatch=True)(ids, cu)
         assert natively() == 0
-        for replay in (traced, graph, fake):
+        for replay in (traced, graph, fake, early):
             assert torch.equal(replay(ids, cu), want)
-    records = str(traced.inlined_graph), graph.code, fake.code
+    records = str(traced.inlined_graph), graph.code, fake.code, early.code
     assert not any("encoder_layers" in record for record in records)
 
 

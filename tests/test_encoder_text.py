@@ -305,6 +305,39 @@ def test_linear_follows_its_weight():
     assert layer.bfloat16().packed().dtype == torch.bfloat16
 
 
+def test_linear_sees_weights_that_come_and_go():
+    """One may lie where the one before it has lain."""
+    layer, x = Linear(64, 64), torch.randn(3, 64)
+    for _ in range(20):
+        with torch.no_grad():
+            weight = torch.randn(64, 64)
+            got = torch.func.functional_call(layer, {"weight": weight}, (x,))
+            torch.testing.assert_close(got, torch.nn.functional.linear(x, weight, layer.bias))
+            del weight
+
+
+def test_copies_of_compiled_layers_are_their_own(encoder):
+    layer, x = Linear(12, 20), torch.randn(3, 12)
+    layer.compile(backend="eager")
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        with torch.no_grad():
+            twin.weight.mul_(2)
+            torch.testing.assert_close(
+                twin(x), torch.nn.functional.linear(x, twin.weight, twin.bias)
+            )
+    copied = copy.deepcopy(encoder)
+    copied.backbone.layers[0].compile(backend="eager")
+    quantized = copied.quantize("w8a8")
+    parts = (
+        copied.backbone.layers[0],
+        quantized.backbone.layers[0],
+        quantized.backbone.layers[0].up,
+    )
+    for part in parts:
+        part.compile(backend="eager")
+        assert "_compiled_call_impl" not in copy.deepcopy(part).__dict__
+
+
 def test_linear_in_inference_mode_can_train_afterwards():
     layer = Linear(12, 20)
     with torch.inference_mode():

@@ -226,7 +226,8 @@ class TimesRight {
 };
 
 #if defined(__AVX512BF16__)
-// By pairs, exact up to the sums as it is by floats. An odd b gets a zero more.
+// By pairs: products are exact as they are by floats, but subnormals count as 0. An odd b gets a
+// zero more.
 template <>
 class TimesRight<bf16> {
  public:

@@ -84,7 +84,7 @@ class LowbitLinear(PackedModule):
         "_weight": None,
         "_facts_found": None,
         "_low_rank": None,
-        "_migrated": (None, None),
+        "_migrated": (None, None, None),
     }
 
     def __init__(
@@ -230,10 +230,11 @@ class LowbitLinear(PackedModule):
             return None, None
         if torch.compiler.is_compiling():  # the compiler cannot follow the cache
             return self._migrate(norm)
-        made_from = (state_of(norm.weight), state_of(norm.bias))
+        kept = (norm.weight, norm.bias)  # so that no others come to lie where they are
+        made_from = tuple(map(state_of, kept))
         found = self._migrated
         if found[0] != made_from:
-            self._migrated = found = (made_from, self._migrate(norm))
+            self._migrated = found = (made_from, self._migrate(norm), kept)
         return found[1]
 
     def _migrate(self, norm: torch.nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:

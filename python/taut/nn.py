@@ -1,5 +1,7 @@
 """Modules that hold weights the way the kernels want them."""
 
+import weakref
+
 import torch
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -44,10 +46,11 @@ class Linear(torch.nn.Module):
         self._forget_packed()
 
     def _forget_packed(self) -> None:
-        self._packed, self._packed_from = None, None
+        self._packed, self._packed_from, self._packed_weight = None, None, None
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_packed": None, "_packed_from": None}
+        forgotten = dict.fromkeys(("_packed", "_packed_from", "_packed_weight"))
+        return {**super().__getstate__(), **forgotten}
 
     def extra_repr(self) -> str:
         """What printing the layer shows of it."""
@@ -77,10 +80,12 @@ class Linear(torch.nn.Module):
         if weight.is_inference():  # torch does not count their changes
             return pack_weight(weight.to(dtype))
         made_from = (weight.data_ptr(), weight._version, weight.dtype, dtype, _optimizer_steps)
-        if self._packed_from != made_from:
+        # Another weight may lie where one of `functional_call` has lain.
+        known = self._packed_weight
+        if self._packed_from != made_from or known is None or known() is not weight:
             with torch.inference_mode(False), torch.no_grad():
                 self._packed = pack_weight(weight.to(dtype))
-            self._packed_from = made_from
+            self._packed_from, self._packed_weight = made_from, weakref.ref(weight)
         return self._packed
 
     def packed(self) -> torch.Tensor:

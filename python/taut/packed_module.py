@@ -36,7 +36,7 @@ class PackedModule(torch.nn.Module):
             self._forget()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, **self.MADE_AT_FIRST_USE}
+        return {**super().__getstate__(), **self.MADE_AT_FIRST_USE}
 
     def _load_from_state_dict(self, *args):
         self._forget()

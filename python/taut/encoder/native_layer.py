@@ -42,6 +42,8 @@ def run_natively(
     # What is recorded must name tensors: a layer's number means nothing elsewhere.
     if torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
         return None
+    if torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch):
+        return None
     if not hidden.is_cpu or torch.is_autocast_enabled("cpu"):
         return None
     if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
@@ -105,7 +107,7 @@ class NativeLayer(torch.nn.Module):
         self._next: tuple = ()  # the projection that takes its integers; no module of this one
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_made": _NOTHING}
+        return {**super().__getstate__(), "_made": _NOTHING}
 
     def _apply(self, fn, recurse=True):
         self._made = _NOTHING
