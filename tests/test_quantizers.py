@@ -183,7 +183,8 @@ def test_folds_leave_the_product_as_it_is():
     folded, moved = folding.fold_shift_scale(weight, bias, shift, scale)
     got = ((x - shift) / scale) @ folded.T + moved
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
-    left, right = torch.randn(16, 16) + 4 * torch.eye(16), torch.randn(16, 16) + 4 * torch.eye(16)
+    # Well conditioned: what is folded is the inverse.
+    left, right = (torch.linalg.qr(t).Q * (torch.rand(16) + 0.5) for t in torch.randn(2, 16, 16))
     turned = folding.fold_kronecker(weight, left, right)
     got = (x @ torch.kron(left, right)) @ turned.T + bias
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-2)
