@@ -98,12 +98,6 @@ inline void transpose_units(const float* src, int64_t src_stride, int64_t rows, 
 
 #if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
 
-inline void configure_tiles() {
-  TileConfig config;
-  for (int tile = 0; tile < 8; ++tile) config.set(tile, 16, 64);
-  tile_configure(config);
-}
-
 // 16 * kHigh rows of C by 16 * kWide lanes. Tiles 0..3 hold C, 4 and 5 A, 6 and 7 B.
 template <int kHigh, int kWide>
 inline void amx_tile(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t k, float* c,

@@ -112,7 +112,7 @@ class Linear {
     const int64_t rows = block_.row_end - block_.row_begin;
 #if defined(TAUT_BINARY_TILES)
     const bool tiles = rows >= kFewestTileRows;
-    if (tiles) tile_configure(gemm_tile_config(kTile, 64));
+    if (tiles) tile_configure(product_tiles(kTile, 64));
     const int64_t most = tiles ? kIntegerBlock : kIntegerRows;
 #else
     constexpr int64_t most = kIntegerRows;

@@ -55,7 +55,7 @@ void multiply_bf16_by_tiles(const GemmParams& p, const GemmBlock& block, const P
                             kTileDepth * static_cast<int64_t>(sizeof(bf16)),
                             steps,
                             steps};
-  tile_configure(gemm_tile_config(product.tile_rows(), product.depth));
+  tile_configure(product_tiles(product.tile_rows(), product.depth));
   multiply_by_tiles<float>(
       product,
       [&](const TileBlock& at, int64_t step) {

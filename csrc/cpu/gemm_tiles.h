@@ -23,16 +23,6 @@ constexpr int64_t kTile = 16;              // rows and channels of a tile of sum
 constexpr int64_t kTileBlock = 2 * kTile;  // of a block
 constexpr int64_t kTileWeightStride = 256;
 
-// Tiles of so many rows of x, and of so many bytes of k.
-inline TileConfig gemm_tile_config(int64_t rows, int64_t depth) {
-  TileConfig config;
-  for (int tile = 0; tile < 4; ++tile) config.set(tile, static_cast<int>(rows), 64);
-  for (int tile = 4; tile < 6; ++tile)
-    config.set(tile, static_cast<int>(rows), static_cast<int>(depth));
-  for (int tile = 6; tile < 8; ++tile) config.set(tile, static_cast<int>(depth / 4), 64);
-  return config;
-}
-
 // Tiles 0 to 3 += x (tiles 4, 5) times 32 channels of a weight (tiles 6, 7). Strides in bytes.
 template <class Sum>
 inline void multiply_tiles(const void* x0, const void* x1, int64_t x_stride, const void* weights,

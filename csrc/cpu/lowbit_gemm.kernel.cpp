@@ -360,8 +360,8 @@ bool lowbit_multiply(const LowbitParams& p, const LowbitBlock& block, const Lowb
   const Sink sink{p, block, sums};
   bool tiles = false;
 #if defined(TAUT_INTEGER_TILES)
-  tiles = p.integer() && worth_tiles(block.row_end - block.row_begin);
-  if (tiles) tile_configure(gemm_tile_config(kTile, tile_depth(p)));
+  tiles = p.integer() && block.row_end - block.row_begin >= kFewestTileRows;
+  if (tiles) tile_configure(product_tiles(kTile, tile_depth(p)));
 #endif
   if (p.x_zero_point != 0.0f) {
     std::memset(scratch.ones, 1, static_cast<size_t>(p.in_features));

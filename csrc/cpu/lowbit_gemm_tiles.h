@@ -9,8 +9,6 @@ namespace TAUT_ISA {
 
 static_assert(kIntegerBlock == kTileBlock && kRowBytes == kTileWeightStride);
 
-inline bool worth_tiles(int64_t rows) { return rows >= kFewestTileRows; }
-
 // Input features of a k-step: a group is whole steps.
 inline int64_t tile_depth(const LowbitParams& p) {
   return p.groups > 1 && p.group_units % 2 ? kLowbitUnit : kLowbitBlock;

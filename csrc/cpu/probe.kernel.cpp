@@ -45,9 +45,7 @@ inline void run_chains(int64_t units, const Start& start, const Step& step) {
 // Four sums of 16 x 16 over 64 bytes of k: a product takes 16 cycles and its sum is back after 52.
 template <class Multiply>
 inline void run_tiles(int64_t units, const Multiply& multiply) {
-  TileConfig config;
-  for (int tile = 0; tile < 8; ++tile) config.set(tile, 16, 64);
-  tile_configure(config);
+  tile_configure(product_tiles(16, 64));
   alignas(64) uint8_t zeros[16 * 64] = {};
   TILE_ZERO(0);
   TILE_ZERO(1);

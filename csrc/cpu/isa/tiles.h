@@ -34,6 +34,16 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64, "LDTILECFG reads 64 bytes");
 
+// Tiles 0 to 3 hold C, 4 and 5 A, 6 and 7 B, of products of so many rows and bytes of k.
+inline TileConfig product_tiles(int64_t rows, int64_t depth) {
+  TileConfig config;
+  for (int tile = 0; tile < 4; ++tile) config.set(tile, static_cast<int>(rows), 64);
+  for (int tile = 4; tile < 6; ++tile)
+    config.set(tile, static_cast<int>(rows), static_cast<int>(depth));
+  for (int tile = 6; tile < 8; ++tile) config.set(tile, static_cast<int>(depth / 4), 64);
+  return config;
+}
+
 #if defined(TAUT_ISA_amx)
 
 // gcc 12 says of LDTILECFG that it reads 8 bytes, and of TILELOADD that it reads none: stores that
