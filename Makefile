@@ -2,7 +2,6 @@
 # dependencies and builds what changed. Needs Python >= 3.10 with venv, g++ and make.
 PYTHON ?= python3
 BIN := .venv/bin
-export TAUT_AMX_EMULATION ?= 1
 
 .PHONY: demo test wheel build clean
 
@@ -17,7 +16,7 @@ test: build
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 wheel: .venv/.dependencies
-	TAUT_AMX_EMULATION=0 $(BIN)/pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 build: .venv/.installed
 	@$(BIN)/python setup.py --quiet build_ext --inplace

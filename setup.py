@@ -1,7 +1,7 @@
 """Build taut's native libraries with CMake + ninja and place them inside the package.
 
-Environment (all optional): TAUT_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS,
-TAUT_AMX_EMULATION=0|1. The table in README.md says what each does.
+Environment (all optional): TAUT_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS. The table
+in README.md says what each does.
 """
 
 import fcntl
@@ -111,7 +111,6 @@ class CMakeBuild(build_ext):
             f"-DTAUT_TORCH_INCLUDE_DIRS={includes}",
             f"-DTAUT_TORCH_LIB_DIR={Path(torch.__file__).parent / 'lib'}",
             f"-DTAUT_VERSION={self.distribution.get_version()}",
-            "-DTAUT_AMX_EMULATION=" + environment_choice("TAUT_AMX_EMULATION", ("0", "1"), "0"),
             f"-DTAUT_NVCC={nvcc or ''}",
             f"-DTAUT_CUDA_ARCHITECTURES={cuda_architectures() if nvcc else ''}",
             f"-DPython_EXECUTABLE={sys.executable}",

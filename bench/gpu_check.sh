@@ -62,7 +62,7 @@ run_device() {
   "$python" -c "import torch; print(torch.__version__, torch.cuda.get_device_name())"
 }
 run_build() {
-  TORCH_CUDA_ARCH_LIST=$(architecture) TAUT_CUDA=1 TAUT_AMX_EMULATION=0 \
+  TORCH_CUDA_ARCH_LIST=$(architecture) TAUT_CUDA=1 \
     "$python" setup.py build_ext --inplace
   ln -sfn ../../triton_kernels python/taut/triton_kernels
   ln -sfn ../../bench python/taut/bench

@@ -146,7 +146,7 @@ def _never_ran(records: list[Record]) -> str:
     return (
         "\n## Never ran on hardware\n\n"
         "Ops with kernels of a kind that no record has a row of. Their tests run them elsewhere: AMX\n"
-        "by tiles in loops, Triton in its interpreter, CUDA in a host executor.\n\n"
+        "with its instructions emulated, Triton in its interpreter, CUDA in a host executor.\n\n"
         + _markdown(("kernels", "ops", "measured", "never ran"), lines)
     )
 

@@ -11,7 +11,15 @@ if not torch.cuda.is_available():
     # Before anything imports triton: what triton defines at import would stay compiled.
     os.environ["TRITON_INTERPRET"] = "1"
 
-from taut._native import available_isas, libraries
+import amx_emulator
+
+amx_emulator.load()
+
+from taut._native import available_isas, libraries  # noqa: E402
+
+
+def pytest_sessionstart():
+    amx_emulator.start()  # after pytest's own handler of SIGILL
 
 
 @pytest.fixture(params=available_isas() or ["none"])

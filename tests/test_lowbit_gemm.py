@@ -72,7 +72,7 @@ def operands(weight, x, x_scale=None, bias=None, x_bits=8):
 
 def integer_variant(isa, rows):
     """Blocks of rows are as equal as they come, so the last may be too low for tiles."""
-    if isa.startswith("amx") and rows >= 17:
+    if isa == "amx" and rows >= 17:
         return f"{isa}/tiles"
     return f"{isa}/vnni" if isa.startswith(("avx512_bf16", "amx")) else isa
 

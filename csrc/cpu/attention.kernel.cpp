@@ -271,11 +271,11 @@ void attention_f32(const AttentionParams& p, const AttentionTask& task, int64_t 
 }
 void attention_bf16(const AttentionParams& p, const AttentionTask& task, int64_t head,
                     void* scratch) {
-#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#if defined(TAUT_ISA_amx)
   tile_configure(product_tiles(16, 64));
 #endif
   Forward<bf16, BestBf16Path>(p, task, head, scratch).run();
-#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#if defined(TAUT_ISA_amx)
   tile_release();
 #endif
 }

@@ -314,11 +314,11 @@ void attention_backward_f32(const AttentionBackwardParams& p, int64_t sequence, 
 }
 void attention_backward_bf16(const AttentionBackwardParams& p, int64_t sequence, int64_t head_kv,
                              void* scratch) {
-#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#if defined(TAUT_ISA_amx)
   tile_configure(product_tiles(16, 64));
 #endif
   Backward<bf16, BestBf16Path>(p, sequence, head_kv, scratch).run();
-#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#if defined(TAUT_ISA_amx)
   tile_release();
 #endif
 }

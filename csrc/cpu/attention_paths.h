@@ -82,7 +82,7 @@ using Bf16Path = Pairs;
 using Bf16Path = Floats;
 #endif
 
-#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#if defined(TAUT_ISA_amx)
 // V is kept transposed, [channel][key pair]: AMX reads its first operand by rows.
 struct Tiles {
   using Element = bf16;

@@ -96,7 +96,7 @@ inline void transpose_units(const float* src, int64_t src_stride, int64_t rows, 
     }
 }
 
-#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#if defined(TAUT_ISA_amx)
 
 // 16 * kHigh rows of C by 16 * kWide lanes. Tiles 0..3 hold C, 4 and 5 A, 6 and 7 B.
 template <int kHigh, int kWide>

@@ -6,7 +6,7 @@
 // and a mask make it from 32 packed bits. Rows of x are staged in that order.
 #pragma once
 #include "cpu/lowbit_gemm_integers.h"
-#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#if defined(TAUT_ISA_amx)
 #include "cpu/lowbit_gemm_tiles.h"
 #define TAUT_BINARY_TILES
 #endif

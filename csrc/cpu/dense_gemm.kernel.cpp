@@ -12,7 +12,7 @@
 #include "cpu/gemm_epilogue.h"
 #include "cpu/isa/prefetch.h"
 #include "cpu/norm_row.h"
-#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#if defined(TAUT_ISA_amx)
 #include "cpu/dense_gemm_tiles.h"
 #define TAUT_BF16_TILES
 #endif

@@ -9,16 +9,29 @@
 #include <unistd.h>
 #endif
 
+// A process that executes AMX's instructions itself where the machine has none defines this before
+// libtaut_cpu is loaded (tests/amx_emulator.cpp). It gets the amx kernels where it asks for them.
+extern "C" TAUT_EXPORT __attribute__((weak)) void taut_emulates_amx();
+
 namespace taut {
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"portable",    "avx2", "avx512",
-                                           "avx512_bf16", "amx",  "amx_emulated"};
+constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
 
 #if defined(__x86_64__)
 // The kernel hands out the 8 KiB tile state on request only, and the permission holds for the
 // whole process. ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18.
 bool request_amx() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+
+bool machine_has_amx() {
+  // CPUID.7.0:EDX bits 22 (AMX-BF16), 24 (AMX-TILE), 25 (AMX-INT8); gcc 12 knows no name.
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  __cpuid_count(7, 0, eax, ebx, ecx, edx);
+  constexpr unsigned kAmx = (1u << 22) | (1u << 24) | (1u << 25);
+  return (edx & kAmx) == kAmx && request_amx();
+}
+
+bool emulates_amx() { return taut_emulates_amx != nullptr && !machine_has_amx(); }
 
 bool supports(Isa isa) {
   switch (isa) {
@@ -34,24 +47,13 @@ bool supports(Isa isa) {
       return supports(Isa::avx512) && __builtin_cpu_supports("avx512bf16") &&
              __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vpopcntdq") &&
              __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("avx512vbmi");
-    case Isa::amx: {
-      // CPUID.7.0:EDX bits 22 (AMX-BF16), 24 (AMX-TILE), 25 (AMX-INT8); gcc 12 knows no name.
-      unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-      __cpuid_count(7, 0, eax, ebx, ecx, edx);
-      constexpr unsigned kAmx = (1u << 22) | (1u << 24) | (1u << 25);
-      return supports(Isa::avx512_bf16) && (edx & kAmx) == kAmx && request_amx();
-    }
-    case Isa::amx_emulated:
-#ifdef TAUT_AMX_EMULATION
-      return supports(Isa::avx512_bf16);
-#else
-      return false;
-#endif
+    case Isa::amx: return supports(Isa::avx512_bf16) && (machine_has_amx() || emulates_amx());
   }
   return false;
 }
 #else
 bool supports(Isa isa) { return isa == Isa::portable; }
+bool emulates_amx() { return false; }
 #endif
 
 Isa find(const std::string& name) {
@@ -67,7 +69,7 @@ Isa find(const std::string& name) {
 Isa initial_isa() {
   Isa best = Isa::portable;
   for (Isa isa : available_isas())
-    if (isa != Isa::amx_emulated) best = isa;
+    if (isa != Isa::amx || !emulates_amx()) best = isa;
   return best;
 }
 

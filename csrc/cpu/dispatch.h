@@ -15,11 +15,9 @@
 
 namespace taut {
 
-// In ascending order: a machine that supports one supports all before it. amx_emulated is the amx
-// kernels with the tile instructions replaced by loops; it exists in test builds only and is never
-// chosen unless asked for.
-enum class Isa : int { portable, avx2, avx512, avx512_bf16, amx, amx_emulated };
-constexpr int kIsaCount = 6;
+// In ascending order: a machine that supports one supports all before it.
+enum class Isa : int { portable, avx2, avx512, avx512_bf16, amx };
+constexpr int kIsaCount = 5;
 
 TAUT_EXPORT const char* isa_name(Isa isa);
 // The sets this build holds and this machine can run.
@@ -59,15 +57,14 @@ struct KernelTable {
 
 #if defined(__x86_64__)
 #define TAUT_FOR_EACH_X86_ISA(X, name) \
-  X(avx2, name) X(avx512, name) X(avx512_bf16, name) X(amx, name) X(amx_emulated, name)
+  X(avx2, name) X(avx512, name) X(avx512_bf16, name) X(amx, name)
 #else
 #define TAUT_FOR_EACH_X86_ISA(X, name)
 #endif
 
 #define TAUT_FOR_EACH_ISA(X, name) X(portable, name) TAUT_FOR_EACH_X86_ISA(X, name)
 
-// Declares `name`, a function of type `Function`, in the namespace of every instruction set. Those
-// of amx_emulated are weak: launchers are the same objects with and without them.
+// Declares `name`, a function of type `Function`, in the namespace of every instruction set.
 #define TAUT_DECLARE_KERNEL(name, Function) \
   namespace portable {                      \
   Function name;                            \
@@ -83,9 +80,6 @@ struct KernelTable {
   }                                         \
   namespace amx {                           \
   Function name;                            \
-  }                                         \
-  namespace amx_emulated {                  \
-  __attribute__((weak)) Function name;      \
   }
 #define TAUT_KERNEL_ADDRESS(isa, name) &isa::name,
 // The kernel `name` of the active instruction set.

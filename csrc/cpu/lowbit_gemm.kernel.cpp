@@ -12,7 +12,7 @@
 #include "cpu/lowbit_gemm_integers.h"
 #include "cpu/norm_row.h"
 #include "cpu/quantize_row.h"
-#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#if defined(TAUT_ISA_amx)
 #include "cpu/lowbit_gemm_tiles.h"
 #define TAUT_INTEGER_TILES
 #endif

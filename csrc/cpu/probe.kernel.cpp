@@ -40,7 +40,7 @@ inline void run_chains(int64_t units, const Start& start, const Step& step) {
   for (int c = 0; c < kChains; ++c) keep(chain[c]);
 }
 
-#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#if defined(TAUT_ISA_amx)
 
 // Four sums of 16 x 16 over 64 bytes of k: a product takes 16 cycles and its sum is back after 52.
 template <class Multiply>
@@ -72,7 +72,7 @@ int64_t probe_fp32(int64_t units) {
 }
 
 int64_t probe_bf16(int64_t units) {
-#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#if defined(TAUT_ISA_amx)
   run_tiles(units, [] {
     TILE_DOT_BF16(0, 4, 5);
     TILE_DOT_BF16(1, 4, 5);
@@ -93,7 +93,7 @@ int64_t probe_bf16(int64_t units) {
 }
 
 int64_t probe_int8(int64_t units) {
-#if defined(TAUT_ISA_amx) || defined(TAUT_ISA_amx_emulated)
+#if defined(TAUT_ISA_amx)
   run_tiles(units, [] {
     TILE_DOT_INT8(0, 4, 5);
     TILE_DOT_INT8(1, 4, 5);
