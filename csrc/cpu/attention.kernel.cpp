@@ -159,7 +159,7 @@ class Forward {
                     Vec (&sum)[kVecs]) {
     const auto at = [&](int64_t key, int v) {
       const float* score = scores_ + key * kLanes + v * Vec::kWidth;
-      return exp2(fma(Vec::load(score), scale, Vec::zero() - maximum[v]));
+      return exp2<Path::kExpDegree>(fma(Vec::load(score), scale, Vec::zero() - maximum[v]));
     };
     if constexpr (kToPairs) {
       const auto add_pair = [&](int64_t key, int v, Vec low, Vec high) {

@@ -185,7 +185,8 @@ class Backward {
     const Vec slope = Vec::set(f_.clip_slope), offset = Vec::set(f_.clip_offset);
     const Vec one = Vec::set(1.0f), zero = Vec::zero();
     for (int64_t at = 0; at < count * kLanes; at += Vec::kWidth) {
-      const Vec e = exp2(Vec::load(p_t_ + at) - Vec::load(logsumexp + at % kLanes));
+      const Vec e =
+          exp2<Path::kExpDegree>(Vec::load(p_t_ + at) - Vec::load(logsumexp + at % kLanes));
       e.store(p_t_ + at);
       if (f_.clip) {
         const Vec stretched = fma(e, slope, offset);

@@ -84,6 +84,14 @@ inline Vec pow2(Vec a) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(a.v), _mm256_set1_epi32(127));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
 }
+struct Exponent {
+  Vec fraction, power;
+};
+inline Exponent split_exponent(Vec a) {
+  const Vec bounded = max(Vec::set(Vec::kLowestPower), a);
+  const Vec whole = {_mm256_floor_ps(bounded.v)};
+  return {bounded - whole, whole};
+}
 inline Vec scale(Vec a, Vec power) { return a * pow2(power); }
 inline Mask operator<(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 inline Vec select(Mask m, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }

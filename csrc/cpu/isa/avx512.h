@@ -76,8 +76,14 @@ inline Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 inline Vec round(Vec a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
+// VSCALEFPS takes the whole part itself. An infinity has the fraction 0.
+struct Exponent {
+  Vec fraction, power;
+};
+inline Exponent split_exponent(Vec a) {
+  return {{_mm512_reduce_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}, a};
+}
 inline Vec scale(Vec a, Vec power) { return {_mm512_scalef_ps(a.v, power.v)}; }
-inline Vec pow2(Vec a) { return scale(Vec::set(1.0f), a); }
 inline Mask operator<(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 inline Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }
 

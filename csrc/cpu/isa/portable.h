@@ -79,6 +79,15 @@ inline Vec round(Vec a) { return {(a.lane + 12582912.0f) - 12582912.0f}; }
 inline Vec pow2(Vec a) {
   return {(FloatLanes)((__builtin_convertvector(a.lane, MaskLanes) + 127) << 23)};
 }
+struct Exponent {
+  Vec fraction, power;
+};
+inline Exponent split_exponent(Vec a) {
+  const Vec bounded = max(Vec::set(Vec::kLowestPower), a);
+  const Vec nearest = round(bounded);
+  const Vec whole = {bounded.lane < nearest.lane ? nearest.lane - 1.0f : nearest.lane};
+  return {bounded - whole, whole};
+}
 inline Vec scale(Vec a, Vec power) { return a * pow2(power); }
 inline Mask operator<(Vec a, Vec b) { return {a.lane < b.lane}; }
 inline Vec select(Mask m, Vec a, Vec b) { return {m.lane ? a.lane : b.lane}; }

@@ -9,8 +9,10 @@
 //   + - * /, fma(a, b, c) = a*b + c, fnma(a, b, c) = c - a*b, min, max, abs, sqrt, round
 //   a < b -> Mask; select(mask, a, b) = mask ? a : b
 //   reduce_add(v), reduce_max(v)     in a fixed order
-//   pow2(v)                          2^v for integral v in [-126, 127]
-//   scale(a, v)                      a * pow2(v)
+//   split_exponent(v)                {fraction, power}: 2^v = scale(2^fraction, power), the
+//   fraction
+//                                    in [0, 1]
+//   scale(a, v)                      a * 2^v for integral v in [-126, 127] or the power of a split
 //
 // Pairs: kWidth pairs of neighbouring bf16, as a packed weight holds them.
 //
