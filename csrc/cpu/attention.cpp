@@ -8,6 +8,7 @@
 
 #include "cpu/attention_arguments.h"
 #include "cpu/launchers.h"
+#include "cpu/scratch.h"
 
 namespace taut {
 namespace {
@@ -70,20 +71,20 @@ void clear_rest(const AttentionParams& p, int64_t batch, int64_t element_bytes) 
     std::fill_n(p.logsumexp + h * p.total_q + used, rest, -INFINITY);
 }
 
-// out: contiguous, of total_q * heads * head_dim elements. Returns the logsumexp.
-Tensor forward(AttentionParams& p, const Tensor& out, int64_t batch, AttentionKernel* kernel) {
-  Tensor logsumexp = empty_cpu({p.heads, p.total_q}, ScalarType::Float);
+// out: contiguous, of total_q * heads * head_dim elements; logsumexp: of heads * total_q.
+void forward(AttentionParams& p, const Tensor& out, float* logsumexp, int64_t batch,
+             AttentionKernel* kernel) {
   p.out = out.mutable_data_ptr();
-  p.logsumexp = static_cast<float*>(logsumexp.mutable_data_ptr());
+  p.logsumexp = logsumexp;
   run_forward(p, batch, kernel);
   clear_rest(p, batch, out.scalar_type() == ScalarType::Float ? 4 : 2);
-  return logsumexp;
 }
 
 std::tuple<Tensor, Tensor> forward(AttentionParams& p, ScalarType dtype, int64_t batch,
                                    AttentionKernel* kernel) {
   Tensor out = empty_cpu({p.total_q, p.heads, p.head_dim}, dtype);
-  Tensor logsumexp = forward(p, out, batch, kernel);
+  Tensor logsumexp = empty_cpu({p.heads, p.total_q}, ScalarType::Float);
+  forward(p, out, floats_of(logsumexp), batch, kernel);
   return {std::move(out), std::move(logsumexp)};
 }
 
@@ -148,7 +149,8 @@ Tensor attention_of_rows(const Tensor& qkv, int64_t heads, const Tensor& cu_seql
       p, {std::nullopt, alibi_slopes, relative_bias, false, -1, -1, 0.0, std::nullopt, 0.0, 0},
       batch, op);
   Tensor out = empty_cpu({p.total_q, hidden}, qkv.scalar_type());
-  forward(p, out, batch, kernel_of(qkv.scalar_type(), op, "qkv"));
+  const LaunchScratch logsumexp(p.heads * p.total_q);
+  forward(p, out, logsumexp.data, batch, kernel_of(qkv.scalar_type(), op, "qkv"));
   qkvpacked_variant.record();
   return out;
 }

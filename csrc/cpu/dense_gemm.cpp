@@ -6,6 +6,7 @@
 
 #include "cpu/gemm_tasks.h"
 #include "cpu/launchers.h"
+#include "cpu/scratch.h"
 #include "cpu/tensor.h"
 #include "cpu/transpose_words.h"
 
@@ -261,8 +262,8 @@ Tensor packed_linear_layer_norm(const Tensor& x, const Tensor& packed,
   const int64_t stride = p.sums_stride();
   if (launch.rows < rows_in_l2 * launch.threads) {
     // Too few rows to share out: threads share the panels, then the rows.
-    Tensor scratch = empty_cpu({launch.rows, stride}, ScalarType::Float);
-    float* sums = static_cast<float*>(scratch.mutable_data_ptr());
+    const LaunchScratch scratch(launch.rows * stride);
+    float* sums = scratch.data;
     run_blocks(launch, [&](const GemmBlock& block) {
       sums_kernel(p, block, sums + block.row_begin * stride);
     });
@@ -271,10 +272,9 @@ Tensor packed_linear_layer_norm(const Tensor& x, const Tensor& packed,
     });
   } else {
     const RowSplit split = launch.split(rows_in_l2, launch.threads);
-    Tensor scratch = empty_cpu({launch.threads, rows_in_l2, stride}, ScalarType::Float);
-    float* sums = static_cast<float*>(scratch.mutable_data_ptr());
+    const LaunchScratch scratch(launch.threads * rows_in_l2 * stride);
     run_tasks(split.blocks, launch.threads, [&](int64_t task, int64_t worker) {
-      float* mine = sums + worker * rows_in_l2 * stride;
+      float* mine = scratch.data + worker * rows_in_l2 * stride;
       const int64_t begin = split.begin(task), end = split.begin(task + 1);
       sums_kernel(p, GemmBlock{begin, end, 0, p.panels()}, mine);
       norm_kernel(p, begin, end, mine);

@@ -188,8 +188,8 @@ class Launch {
     Pieces count{nullptr};
     staged_rows(count, rows_);
     if (finishes()) count.take<float>(rows_ * p.sums_stride());
-    Tensor memory = empty_cpu({count.used}, ScalarType::Float);
-    Pieces pieces{static_cast<float*>(memory.mutable_data_ptr())};
+    const LaunchScratch memory(count.used);
+    Pieces pieces{memory.data};
     LowbitRows rows = staged_rows(pieces, rows_);
     if (p.in_place) rows.codes = codes_in_place(0);
     float* sums = finishes() ? pieces.take<float>(rows_ * p.sums_stride()) : nullptr;
