@@ -33,6 +33,19 @@ def isa(request):
     libraries.module.set_active_isa(before)
 
 
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads):
+    threads(1)
+
+
 @pytest.fixture(autouse=True)
 def fresh_seed(request):
     """New random inputs every run; the seed is printed when a test fails."""

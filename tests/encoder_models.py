@@ -8,6 +8,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+import taut
+
 SIZES = {"vocab_size": 90, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 FFN = {"intermediate_size": 96, "max_position_embeddings": 40, "pad_token_id": 1}
 DISTIL = {"vocab_size": 90, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96}
@@ -155,3 +157,13 @@ def plain_alibi(tensors: dict, ids: torch.Tensor, heads: int, slopes: list[float
             linear(functional.gelu(gated) * straight, f"{at}.mlp.wo") + x, f"{at}.mlp.layernorm"
         )
     return x
+
+
+def encoder_of(tmp_path, kind="bert", scheme=None, dtype=torch.float32):
+    """A small random encoder of an architecture, quantized where a scheme is given."""
+    if kind in ("mosaic", "jina"):
+        save_alibi(tmp_path / kind, kind)
+    else:
+        save_random(tmp_path / kind, kind, hidden_size=64, intermediate_size=256)
+    encoder = taut.Encoder.from_pretrained(tmp_path / kind, max_length=40, dtype=dtype)
+    return encoder.quantize(scheme, dtype=dtype) if scheme else encoder

@@ -28,14 +28,6 @@ SHAPES = (
 )
 
 
-@pytest.fixture
-def threads():
-    """Sets the number of threads, and puts it back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def linear_inputs(rows, out_features, in_features, dtype):
     x = torch.randn(rows, in_features).to(dtype)
     weight = (torch.randn(out_features, in_features) / in_features**0.5).to(dtype)

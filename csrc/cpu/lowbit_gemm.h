@@ -23,6 +23,18 @@ constexpr int64_t kFewestTileRows = 17;
 
 enum class Element : int { f32, bf16, f16, i8 };
 
+inline int64_t size_of(Element type) { return type == Element::f32 ? 4 : 2; }
+
+// Calls body with a value of the storage type.
+template <class Body>
+inline void with_element(Element type, const Body& body) {
+  switch (type) {
+    case Element::bf16: return body(bf16{});
+    case Element::f16: return body(f16{});
+    default: return body(float{});
+  }
+}
+
 // Calls body(constant) where the constant's value is `bits`.
 template <class Body>
 inline void with_width(int64_t bits, const Body& body) {

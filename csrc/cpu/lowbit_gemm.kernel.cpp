@@ -21,18 +21,6 @@ namespace taut {
 namespace TAUT_ISA {
 namespace {
 
-inline int64_t size_of(Element type) { return type == Element::f32 ? 4 : 2; }
-
-// Calls body with a value of the storage type.
-template <class Body>
-inline void with_element(Element type, const Body& body) {
-  switch (type) {
-    case Element::bf16: return body(bf16{});
-    case Element::f16: return body(f16{});
-    default: return body(float{});
-  }
-}
-
 // ---- before the product
 
 int32_t sum_codes(const int8_t* codes, int64_t count) {

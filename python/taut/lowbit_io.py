@@ -23,6 +23,7 @@ from collections.abc import Mapping
 import torch
 
 from taut.formats import BITS, LowbitWeight, pack_codes, unpack_codes
+from taut.int32_words import codes_to_string, codes_to_words, string_to_codes, words_to_codes
 from taut.quantizers import NF4
 from taut.reference._check import FLOATS, check_choice, dtype_name
 
@@ -46,29 +47,6 @@ def _take(op: str, tensors: Tensors, name: str, field: str, shape: tuple, dtypes
         accepted = ", ".join(map(dtype_name, dtypes))
         raise ValueError(f"{op}: {full} must be {accepted}, got {dtype_name(tensor.dtype)}")
     return tensor.detach().cpu()
-
-
-def _words_to_codes(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """int32 (rows, words) -> uint8 (rows, words * (32 // bits)), low bits first."""
-    shifts = torch.arange(32 // bits) * bits
-    return ((words.long()[:, :, None] >> shifts) & (2**bits - 1)).flatten(1).to(torch.uint8)
-
-
-def _codes_to_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    per_word = 32 // bits
-    padded = torch.nn.functional.pad(codes.long(), (0, -codes.shape[1] % per_word))
-    shifts = torch.arange(per_word) * bits
-    words = (padded.unflatten(1, (-1, per_word)) << shifts).sum(2)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
-
-
-def _string_to_codes(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """int32 (rows, words), each row one string of bits -> uint8 (rows, count)."""
-    return unpack_codes(words.contiguous().view(torch.uint8), bits, count)
-
-
-def _codes_to_string(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    return pack_codes(codes, bits).view(torch.int32)
 
 
 def _group_size(op: str, name: str, in_features: int, groups: int, group_size: int) -> int:
@@ -143,8 +121,8 @@ def read_compressed_tensors(
     if f"{name}.weight_zero_point" in tensors:
         zero_shape = (-(-rows // per_word), groups)
         zeros = _take(op, tensors, name, "weight_zero_point", zero_shape, (torch.int32,))
-        zeros = _words_to_codes(zeros.T, bits).T[:rows]
-    codes = _words_to_codes(packed, bits)[:, :columns]
+        zeros = words_to_codes(zeros.T, bits).T[:rows]
+    codes = words_to_codes(packed, bits)[:, :columns]
     return _weight(codes, scale, zeros, bits, size)
 
 
@@ -155,12 +133,12 @@ def write_compressed_tensors(
     op = "write_compressed_tensors"
     codes = _codes_of(op, weight, BITS)
     tensors = {
-        f"{name}.weight_packed": _codes_to_words(codes, weight.bits),
+        f"{name}.weight_packed": codes_to_words(codes, weight.bits),
         f"{name}.weight_scale": weight.scale.cpu().to(dtype),
         f"{name}.weight_shape": torch.tensor(codes.shape),
     }
     if weight.zero_point is not None:
-        zeros = _codes_to_words(_whole_zeros(op, weight).T, weight.bits).T
+        zeros = codes_to_words(_whole_zeros(op, weight).T, weight.bits).T
         tensors[f"{name}.weight_zero_point"] = zeros.contiguous()
     return tensors
 
@@ -205,10 +183,10 @@ def read_gptq(
     _refuse_order(op, tensors, name, "g_idx", columns, size)
     zero_shape = (groups, -(-rows * bits // 32))
     zeros = _take(op, tensors, name, "qzeros", zero_shape, (torch.int32,))
-    zeros = _string_to_codes(zeros, bits, rows).T.long()
+    zeros = string_to_codes(zeros, bits, rows).T.long()
     if version == 1:
         zeros = (zeros + 1) % 2**bits
-    return _weight(_string_to_codes(packed.T, bits, columns), scale.T, zeros, bits, size)
+    return _weight(string_to_codes(packed.T, bits, columns), scale.T, zeros, bits, size)
 
 
 def write_gptq(
@@ -230,8 +208,8 @@ def write_gptq(
     columns = codes.shape[1]
     order = torch.arange(columns, dtype=torch.int32) // (weight.group_size or columns)
     return {
-        f"{name}.qweight": _codes_to_string(codes, weight.bits).T.contiguous(),
-        f"{name}.qzeros": _codes_to_string(zeros.to(torch.uint8).contiguous(), weight.bits),
+        f"{name}.qweight": codes_to_string(codes, weight.bits).T.contiguous(),
+        f"{name}.qzeros": codes_to_string(zeros.to(torch.uint8).contiguous(), weight.bits),
         f"{name}.scales": weight.scale.cpu().T.to(dtype).contiguous(),
         f"{name}.g_idx": order,
     }
@@ -261,7 +239,7 @@ def read_awq(tensors: Tensors, name: str, *, group_size: int = 128) -> LowbitWei
     place = torch.tensor(_AWQ_ORDER).argsort()
 
     def in_order(words):
-        return _words_to_codes(words, 4).unflatten(1, (-1, 8))[:, :, place].flatten(1).T
+        return words_to_codes(words, 4).unflatten(1, (-1, 8))[:, :, place].flatten(1).T
 
     return _weight(in_order(packed), scale.T, in_order(zeros), 4, size)
 
@@ -276,7 +254,7 @@ def write_awq(
         raise ValueError(f"{op}: out_features must be a multiple of 8, got {codes.shape[0]}")
 
     def words(codes):
-        return _codes_to_words(codes.T.unflatten(1, (-1, 8))[:, :, _AWQ_ORDER].flatten(1), 4)
+        return codes_to_words(codes.T.unflatten(1, (-1, 8))[:, :, _AWQ_ORDER].flatten(1), 4)
 
     return {
         f"{name}.qweight": words(codes),
