@@ -65,5 +65,15 @@ void amx_square(const void* config) {
   __asm__ volatile(
       ".byte 0xc4, 0xe2, 0x72, 0x5c, 0xc1");  // TDPBF16PS of tiles 0, 1, 1: no assembler takes it
 }
+void amx_load(const void* config, const void* data) {
+  configure(config);
+  _tile_loadd(0, data, 64);
+}
+void amx_store(const void* config, void* data) {
+  configure(config);
+  _tile_stored(0, data, 64);
+}
+void amx_zero_with_vvvv() { __asm__ volatile(".byte 0xc4, 0xe2, 0x73, 0x49, 0xc0"); }
+void amx_zero_of_tile_8() { __asm__ volatile(".byte 0xc4, 0x62, 0x7b, 0x49, 0xc0"); }
 void amx_other() { __asm__ volatile("ud2"); }
 }

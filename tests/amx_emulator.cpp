@@ -77,7 +77,7 @@ struct sigaction earlier;  // what handled SIGILL before
   char line[160];
   const int length = std::snprintf(line, sizeof line, "AMX fault: %s\n", reason);
   if (write(STDERR_FILENO, line, static_cast<size_t>(length)) < 0) std::abort();
-  sigaction(SIGILL, &earlier, nullptr);
+  sigaction(SIGILL, &earlier, nullptr);  // pytest's prints where Python was
   raise(signal);
   std::abort();
 }
@@ -132,16 +132,19 @@ void decode_memory(const uint8_t* code, const mcontext_t& context, bool by_rows,
 
 // Whether an instruction of AMX is at `code`, and which: VEX.128.0F38.W0, opcodes 49, 4B, 5C, 5E.
 bool decode(const uint8_t* code, const mcontext_t& context, Instruction* found) {
+  constexpr int kNoRegister8 = 0x80, kNoBase8 = 0x20;  // R and B, inverted
   if (code[0] != 0xC4 || (code[1] & 0x1F) != 2 || (code[2] & 0x84) != 0) return false;
   const int prefix = code[2] & 3;  // none, 66, F3, F2
   const int vvvv = (~code[2] >> 3) & 15;
   const uint8_t modrm = code[4];
   const bool in_memory = modrm < 0xC0;
+  if (!(code[1] & kNoRegister8) || (!in_memory && !(code[1] & kNoBase8))) return false;
   *found = {};
   found->length = 5;
   found->tile = (modrm >> 3) & 7;
   switch (code[3]) {
     case 0x49:
+      if (vvvv != 0) return false;
       if (in_memory && prefix < 2 && found->tile == 0) {
         found->operation = prefix == 0 ? kConfigure : kStoreConfig;
         decode_memory(code, context, false, found);
@@ -150,7 +153,7 @@ bool decode(const uint8_t* code, const mcontext_t& context, Instruction* found) 
       found->operation = prefix == 0 ? kRelease : kZero;
       return modrm == 0xC0 ? prefix == 0 || prefix == 3 : prefix == 3 && (modrm & 0xC7) == 0xC0;
     case 0x4B:
-      if (!in_memory || prefix == 0) return false;
+      if (vvvv != 0 || !in_memory || prefix == 0) return false;
       found->operation = prefix == 2 ? kStore : kLoad;
       decode_memory(code, context, true, found);
       return true;
@@ -187,6 +190,12 @@ void configure(const uint8_t* address) {
   }
   state() = State{};
   state().config = config;
+}
+
+int row_bytes_in_memory(int tile) {
+  const int bytes = state().config.row_bytes[tile];
+  if (bytes % 4 != 0) fault(SIGILL, "rows in memory that are not whole groups of 4 bytes");
+  return bytes;
 }
 
 Tile& valid_tile(int tile) {
@@ -268,16 +277,18 @@ void execute(const Instruction& op) {
     case kZero: valid_tile(op.tile) = Tile{}; return;
     case kLoad: {
       Tile& tile = valid_tile(op.tile);
+      const int bytes = row_bytes_in_memory(op.tile);
       Tile loaded{};
       for (int row = 0; row < config.rows[op.tile]; ++row)
-        std::memcpy(loaded.bytes[row], op.address + row * op.stride, config.row_bytes[op.tile]);
+        std::memcpy(loaded.bytes[row], op.address + row * op.stride, bytes);
       tile = loaded;
       return;
     }
     case kStore: {
       const Tile& tile = valid_tile(op.tile);
+      const int bytes = row_bytes_in_memory(op.tile);
       for (int row = 0; row < config.rows[op.tile]; ++row)
-        std::memcpy(op.address + row * op.stride, tile.bytes[row], config.row_bytes[op.tile]);
+        std::memcpy(op.address + row * op.stride, tile.bytes[row], bytes);
       return;
     }
     case kBf16: return multiply_bf16(op);
@@ -309,8 +320,11 @@ extern "C" void amx_counts(int64_t* out) {
 }
 
 extern "C" void amx_emulate() {
-  struct sigaction action = {};
+  struct sigaction action = {}, current = {};
+  sigaction(SIGILL, nullptr, &current);
+  if (current.sa_sigaction == handle) return;
+  earlier = current;
   action.sa_sigaction = handle;
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
-  sigaction(SIGILL, &action, &earlier);
+  sigaction(SIGILL, &action, nullptr);
 }

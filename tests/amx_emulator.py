@@ -15,8 +15,11 @@ COUNTED = (
 
 
 def machine_flags() -> set[str]:
-    """What /proc/cpuinfo says of the first processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    """What /proc/cpuinfo says of the first processor; nothing where there is no such file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
