@@ -114,3 +114,15 @@ def compiled_whole(model: torch.nn.Module):
     function, and all models share some."""
     torch._dynamo.reset()
     return torch.compile(model, fullgraph=True, backend="aot_eager")
+
+
+def assert_same_in_any_split(run, rows, threads):
+    """run(begin, end) gives the results of these rows: the same bits with any others, on any number
+    of threads."""
+    threads(1)
+    whole = run(0, rows)
+    for count in (1, 2, 3):
+        threads(count)
+        for begin, end in ((0, rows), (0, 1), (5, 6), (1, 8), (3, 34), (17, 130), (96, 128)):
+            for got, want in zip(run(begin, end), whole, strict=True):
+                assert torch.equal(got, want[begin:end]), (count, begin, end)

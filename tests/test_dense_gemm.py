@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 import taut
-from helpers import assert_close_by_comparison, misaligned, strided_rows
+from helpers import assert_close_by_comparison, assert_same_in_any_split, misaligned, strided_rows
 from taut._native import last_variant, libraries
 from taut.reference import dense_gemm as reference
 
@@ -228,13 +228,7 @@ def test_batch_invariance(isa, dtype, threads):
         residual = norm[0][begin:end]
         return linear, taut.packed_linear_layer_norm(part, packed, bias, residual, *norm[1:])
 
-    threads(1)
-    whole = run(0, rows)
-    for count in (1, 2, 3):
-        threads(count)
-        for begin, end in ((0, rows), (0, 1), (5, 6), (1, 8), (3, 34), (17, 130), (96, 128)):
-            for got, want in zip(run(begin, end), whole, strict=True):
-                assert torch.equal(got, want[begin:end]), (count, begin, end)
+    assert_same_in_any_split(run, rows, threads)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

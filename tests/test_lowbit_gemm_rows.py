@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import taut
-from helpers import misaligned, strided_rows
+from helpers import assert_same_in_any_split, misaligned, strided_rows
 from lowbit_weights import FLOATS, codes_of, operands, weight_of
 from taut._native import libraries
 from taut.formats import LowbitWeight, pack_codes
@@ -116,13 +116,7 @@ def test_batch_invariance(isa, activation, bits, in_features, group_size, thread
             return (taut.lowbit_linear(q[part], weight, bias, **options), *normed)
         return every_op(x[part], weight, bias, residual[part], activation=activation)
 
-    threads(1)
-    whole = run(0, rows)
-    for count in (1, 2, 3):
-        threads(count)
-        for begin, end in ((0, rows), (0, 1), (5, 6), (1, 8), (3, 34), (17, 130), (96, 128)):
-            for got, want in zip(run(begin, end), whole, strict=True):
-                assert torch.equal(got, want[begin:end]), (count, begin, end)
+    assert_same_in_any_split(run, rows, threads)
 
 
 def test_instruction_sets_agree_on_integers():

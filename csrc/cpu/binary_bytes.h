@@ -8,7 +8,6 @@
 #include "cpu/lowbit_gemm_integers.h"
 #if defined(TAUT_ISA_amx)
 #include "cpu/lowbit_gemm_tiles.h"
-#define TAUT_BINARY_TILES
 #endif
 
 namespace taut {
@@ -141,7 +140,7 @@ inline void sum_rows(const ByteProduct& p, int64_t rows) {
   if constexpr (Rows > 1) sum_rows<Rows - 1>(p, rows);
 }
 
-#if defined(TAUT_BINARY_TILES)
+#if defined(TAUT_ISA_amx)
 
 // The same for kIntegerBlock rows.
 inline void sum_rows_by_tiles(const ByteProduct& p) {

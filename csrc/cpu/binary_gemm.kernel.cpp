@@ -110,7 +110,7 @@ class Linear {
               : stage_row_of_signs(r, to);
     }
     const int64_t rows = block_.row_end - block_.row_begin;
-#if defined(TAUT_BINARY_TILES)
+#if defined(TAUT_ISA_amx)
     const bool tiles = rows >= kFewestTileRows;
     if (tiles) tile_configure(product_tiles(kTile, 64));
     const int64_t most = tiles ? kIntegerBlock : kIntegerRows;
@@ -126,7 +126,7 @@ class Linear {
       for (int64_t group = 0; group < groups; ++group) {
         const int64_t begin = rows * group / groups, end = rows * (group + 1) / groups;
         product.x = bytes_of_row(begin);
-#if defined(TAUT_BINARY_TILES)
+#if defined(TAUT_ISA_amx)
         tiles ? sum_rows_by_tiles(product) : sum_rows(product, end - begin);
 #else
         sum_rows(product, end - begin);
@@ -138,7 +138,7 @@ class Linear {
         }
       }
     }
-#if defined(TAUT_BINARY_TILES)
+#if defined(TAUT_ISA_amx)
     if (tiles) tile_release();
 #endif
   }
@@ -337,7 +337,7 @@ class Linear {
   const BinaryLinearParams& p_;
   const BinaryBlock& block_;
   const int64_t words_;
-#if defined(TAUT_BINARY_TILES)
+#if defined(TAUT_ISA_amx)
   static constexpr int64_t kMostSums = kIntegerBlock;
 #else
   static constexpr int64_t kMostSums = kIntegerRows;

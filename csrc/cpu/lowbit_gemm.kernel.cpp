@@ -14,7 +14,6 @@
 #include "cpu/quantize_row.h"
 #if defined(TAUT_ISA_amx)
 #include "cpu/lowbit_gemm_tiles.h"
-#define TAUT_INTEGER_TILES
 #endif
 
 namespace taut {
@@ -245,7 +244,7 @@ void vector_panel(const Work& work, int64_t panel, const uint8_t* codes,
   }
 }
 
-#if defined(TAUT_INTEGER_TILES)
+#if defined(TAUT_ISA_amx)
 // The same by AMX, of codes of 8 bits; `next` are those of the panel that follows, or null.
 void tile_panel(const Work& work, int64_t panel, const uint8_t* codes, const uint8_t* next,
                 const PanelConstants& constants) {
@@ -269,7 +268,7 @@ void integer_panel(const Work& work, int64_t panel, const uint8_t* codes,
                    const PanelConstants& constants) {
   const LowbitParams& p = work.p;
   if (constants.offset) prepare_offsets<Bits>(p, codes, work.scratch.ones, constants);
-#if defined(TAUT_INTEGER_TILES)
+#if defined(TAUT_ISA_amx)
   if (work.tiles) {
     const uint8_t* next = nullptr;
     if constexpr (Bits < 8) {
@@ -347,7 +346,7 @@ bool lowbit_multiply(const LowbitParams& p, const LowbitBlock& block, const Lowb
                      float* sums, const LowbitScratch& scratch) {
   const Sink sink{p, block, sums};
   bool tiles = false;
-#if defined(TAUT_INTEGER_TILES)
+#if defined(TAUT_ISA_amx)
   tiles = p.integer() && block.row_end - block.row_begin >= kFewestTileRows;
   if (tiles) tile_configure(product_tiles(kTile, tile_depth(p)));
 #endif
@@ -366,7 +365,7 @@ bool lowbit_multiply(const LowbitParams& p, const LowbitBlock& block, const Lowb
                   : float_panel<kBits>(work, panel, codes, constants);
     });
   }
-#if defined(TAUT_INTEGER_TILES)
+#if defined(TAUT_ISA_amx)
   if (tiles) tile_release();
 #endif
   return tiles;

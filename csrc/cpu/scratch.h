@@ -39,7 +39,7 @@ inline float* thread_scratch(int64_t floats) {
 }
 
 // Of a launcher, for all of its tasks; one at a time in a thread. Up to 4 MiB are kept from call to
-// call: a tensor costs more than a microsecond, and a layer of a short text takes twenty.
+// call: a tensor costs half a microsecond, and a layer of a short text took sixteen.
 class LaunchScratch {
  public:
   explicit LaunchScratch(int64_t floats)
