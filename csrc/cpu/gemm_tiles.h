@@ -22,6 +22,8 @@ namespace TAUT_ISA {
 constexpr int64_t kTile = 16;              // rows and channels of a tile of sums
 constexpr int64_t kTileBlock = 2 * kTile;  // of a block
 constexpr int64_t kTileWeightStride = 256;
+constexpr int64_t kPartRows = 8;  // of a block, which are finished together
+constexpr int64_t kTileParts = kTileBlock / kPartRows;
 
 // Tiles 0 to 3 += x (tiles 4, 5) times 32 channels of a weight (tiles 6, 7). Strides in bytes.
 template <class Sum>
@@ -105,12 +107,15 @@ void multiply_by_tiles(const TileProduct& product, const Multiply& multiply, con
   alignas(64) Sum memory[2][kTileBlock * kTileBlock];
   int parity = 0;
   TileSums<Sum> previous{};
-  const auto finish_rows = [&](int64_t begin, int64_t end) {
-    for (int64_t tile = 0; tile < 2; ++tile) {
-      const int64_t first = begin > tile * kTile ? begin - tile * kTile : 0;
-      const int64_t behind = end - tile * kTile < tile_rows ? end - tile * kTile : tile_rows;
-      if (first < behind)
-        finish(previous, tile * kTile + first, previous.block.row[tile] + first, behind - first);
+  // Finishes parts of the previous block until so many are done.
+  int64_t part = kTileParts;
+  const auto finish_parts = [&](int64_t until) {
+    for (; part < until; ++part) {
+      const int64_t first = part * kPartRows, tile = first / kTile, row = first % kTile;
+      const int64_t left = tile_rows - row;
+      if (left > 0)
+        finish(previous, first, previous.block.row[tile] + row,
+               left < kPartRows ? left : kPartRows);
     }
   };
   for (int64_t channel = product.channel_begin; channel < product.channel_end;
@@ -125,18 +130,18 @@ void multiply_by_tiles(const TileProduct& product, const Multiply& multiply, con
            begin += product.group_steps, ++group) {
         const int64_t left = product.steps - begin;
         const int64_t steps = left < product.group_steps ? left : product.group_steps;
-        const int64_t rows_per_step = (kTileBlock + steps - 1) / steps;
         zero_tiles();
         for (int64_t step = 0; step < steps; ++step) {
           multiply(block, begin + step);
-          if (previous.sums) finish_rows(step * rows_per_step, (step + 1) * rows_per_step);
+          finish_parts(kTileParts * (step + 1) / steps);
         }
         store_tiles(memory[parity], kTileBlock);
         previous = {block, group, memory[parity]};
         parity ^= 1;
+        part = 0;
       }
     }
-  if (previous.sums) finish_rows(0, kTileBlock);
+  finish_parts(kTileParts);
 }
 
 }  // namespace TAUT_ISA

@@ -80,89 +80,106 @@ void widen_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitR
 
 // ---- behind the product
 
-// Finished sums, rows of `stride`.
+// Where the sums of a panel go. What happens to them is chosen once, so that taking a part, a few
+// rows by a few channels, is one call that looks nothing up. Pointers are those of the block's first
+// row and the panel's first channel, rows and channels count from there.
+struct PanelSink {
+  using Take = void(const PanelSink&, const void* sums, int64_t row, int64_t rows, int64_t channel,
+                    int64_t channels);
+  Take* take_part;
+  const PanelConstants& constants;
+  const int32_t* x_sums;  // of the block's rows
+  const float* x_scales;
+  const void* residual;
+  void* out;
+  int64_t sums_stride, residual_stride, out_stride;
+
+  void take(const void* sums, int64_t row, int64_t rows, int64_t channel, int64_t channels) const {
+    take_part(*this, sums, row, rows, channel, channels);
+  }
+};
+
+// A part's sums, of all groups and in fp32.
 struct FloatTile {
   const float* sums;
-  int64_t stride = kLowbitPanel;
+  int64_t stride;
 
-  auto column(int64_t channel) const {
-    return [sums = sums + channel, stride = stride](int64_t r) {
-      return Vec::load(sums + r * stride);
+  FloatTile(const PanelSink& sink, const void* sums, int64_t, int64_t)
+      : sums(static_cast<const float*>(sums)), stride(sink.sums_stride) {}
+  auto column(int64_t c) const {
+    return [sums = sums + c, stride = stride](int64_t r) { return Vec::load(sums + r * stride); };
+  }
+};
+
+// A part's sums in int32, where scaled_at_once.
+template <bool kCommonZero>
+struct ScaledTile {
+  const PanelConstants& constants;
+  const int32_t *sums, *x_sums;
+  const float* x_scales;
+  int64_t channel, stride;
+
+  ScaledTile(const PanelSink& sink, const void* sums, int64_t row, int64_t channel)
+      : constants(sink.constants),
+        sums(static_cast<const int32_t*>(sums)),
+        x_sums(sink.x_sums + row),
+        x_scales(sink.x_scales + row),
+        channel(channel),
+        stride(sink.sums_stride) {}
+  auto column(int64_t c) const {
+    return [scales = Scales<kCommonZero>(constants, channel + c), sums = sums + c, x_sums = x_sums,
+            x_scales = x_scales, stride = stride](int64_t r) {
+      return scales.centred(load_ints(sums + r * stride), x_sums[r]) * scales.scale(x_scales[r]);
     };
   }
 };
 
-// out = activation(sums + bias) + residual for so many rows and channels; `bias`, `out` and
-// `residual` belong to the first of them.
-template <class Function, class Tile, class Out, class Residual>
-void write(const Tile& sums, const float* bias, int64_t rows, int64_t channels,
-           const Residual* residual, int64_t residual_stride, Out* out, int64_t out_stride) {
+// out = activation(sums + bias) + residual. Residual: void where there is none.
+template <class Tile, class Function, class Residual, class Out>
+void take_part(const PanelSink& sink, const void* sums, int64_t row, int64_t rows, int64_t channel,
+               int64_t channels) {
+  const Tile tile(sink, sums, row, channel);
+  const float* bias = sink.constants.bias + channel;
+  const int64_t out_stride = sink.out_stride;
+  Out* out = static_cast<Out*>(sink.out) + row * out_stride + channel;
   for_columns(channels, [&](int64_t c, int n) {
     const Vec shift = Vec::load(bias + c);
-    const auto sum = sums.column(c);
+    const auto sum = tile.column(c);
     for (int64_t r = 0; r < rows; ++r) {
       Vec v = Function::apply(sum(r) + shift);
-      if (residual) v = v + load(residual + r * residual_stride + c, n);
+      if constexpr (!std::is_void_v<Residual>) {
+        const int64_t place = (row + r) * sink.residual_stride + channel + c;
+        v = v + load(static_cast<const Residual*>(sink.residual) + place, n);
+      }
       store(v, out + r * out_stride + c, n);
     }
   });
 }
 
-// Where the finished sums of a block go.
-struct Sink {
-  const LowbitParams& p;
-  const LowbitBlock& block;
-  float* sums;  // or null: p.out
-
-  // Ask for what `take` will read and write, so that it need not wait.
-  __attribute__((always_inline)) void prefetch_residual(int64_t row, int64_t rows, int64_t channel,
-                                                        int64_t channels) const {
-    if (p.residual)
-      prefetch_part<Access::read>(p.residual, size_of(p.residual_type), p.residual_stride, row,
-                                  rows, channel, channels);
-  }
-  __attribute__((always_inline)) void prefetch_out(int64_t row, int64_t rows, int64_t channel,
-                                                   int64_t channels) const {
-    if (!sums)
-      prefetch_part<Access::write>(p.out, size_of(p.out_type), p.out_features, row, rows, channel,
-                                   channels);
-  }
-
-  // So many rows of x and channels of the weight from `row` and `channel` on.
-  template <class Tile>
-  void take(const Tile& tile, const float* bias, int64_t row, int64_t rows, int64_t channel,
-            int64_t channels) const {
-    if (!sums) {
-      with_element(p.out_type, [&](auto element) {
-        using T = decltype(element);
-        const T* residual =
-            p.residual ? static_cast<const T*>(p.residual) + row * p.residual_stride + channel
-                       : nullptr;
-        T* out = static_cast<T*>(p.out) + row * p.out_features + channel;
-        with_activation<T>(p.activation, [&](auto function) {
-          write<decltype(function)>(tile, bias, rows, channels, residual, p.residual_stride, out,
-                                    p.out_features);
-        });
-      });
-      return;
-    }
-    float* out = sums + (row - block.row_begin) * p.sums_stride() + channel;
-    if (p.residual) {
-      with_element(p.residual_type, [&](auto element) {
-        using T = decltype(element);
-        const T* residual = static_cast<const T*>(p.residual) + row * p.residual_stride + channel;
-        write<Identity>(tile, bias, rows, channels, residual, p.residual_stride, out,
-                        p.sums_stride());
-      });
-      return;
-    }
+// To p.out, or to fp32 that is normalized or quantized next.
+template <class Tile>
+PanelSink::Take* take_part_of(const LowbitParams& p, bool finishes) {
+  PanelSink::Take* chosen = nullptr;
+  if (finishes && p.residual) {
+    with_element(p.residual_type, [&](auto element) {
+      chosen = take_part<Tile, Identity, decltype(element), float>;
+    });
+  } else if (finishes) {
     // What is quantized next need not be more accurate than bf16.
     with_activation<bf16>(p.activation, [&](auto function) {
-      write<decltype(function), Tile, float, float>(tile, bias, rows, channels, nullptr, 0, out,
-                                                    p.sums_stride());
+      chosen = take_part<Tile, decltype(function), void, float>;
+    });
+  } else {
+    with_element(p.out_type, [&](auto element) {
+      using T = decltype(element);
+      with_activation<T>(p.activation, [&](auto function) {
+        using Function = decltype(function);
+        chosen = p.residual ? take_part<Tile, Function, T, T> : take_part<Tile, Function, void, T>;
+      });
     });
   }
-};
+  return chosen;
+}
 
 // v * weight + bias at column c; either may be null.
 template <class T>
@@ -200,7 +217,7 @@ struct Work {
   const LowbitBlock& block;
   const LowbitRows& rows;
   const LowbitScratch& scratch;
-  const Sink& sink;
+  float* sums;  // or null: p.out
   bool tiles;
 
   int64_t count() const { return block.row_end - block.row_begin; }
@@ -208,19 +225,46 @@ struct Work {
     const int64_t left = p.out_features - panel * kLowbitPanel;
     return left < kLowbitPanel ? left : kLowbitPanel;
   }
-};
 
-// A tile's sums of all groups, or, at once, the one group's before they are scaled.
-void take_tile(const Sink& sink, const IntegerTile& tile, bool at_once, int64_t row, int64_t rows,
-               int64_t channel, int64_t channels) {
-  const float* bias = tile.constants.bias + tile.channel;
-  if (!at_once)
-    sink.take(FloatTile{tile.out, tile.stride}, bias, row, rows, channel, channels);
-  else if (tile.constants.common_zero)
-    sink.take(ScaledTile<true>{tile}, bias, row, rows, channel, channels);
-  else
-    sink.take(ScaledTile<false>{tile}, bias, row, rows, channel, channels);
-}
+  PanelSink sink(int64_t panel, const PanelConstants& constants, int64_t sums_stride) const {
+    const int64_t channel = panel * kLowbitPanel;
+    const auto take = [&] {
+      if (!p.integer() || !scaled_at_once(p, constants))
+        return take_part_of<FloatTile>(p, sums != nullptr);
+      return constants.common_zero ? take_part_of<ScaledTile<true>>(p, sums != nullptr)
+                                   : take_part_of<ScaledTile<false>>(p, sums != nullptr);
+    };
+    const auto place = [&](const void* data, Element type, int64_t stride) -> const void* {
+      return data ? static_cast<const char*>(data) +
+                        (block.row_begin * stride + channel) * size_of(type)
+                  : nullptr;
+    };
+    return {take(),
+            constants,
+            rows.sum,
+            rows.scale,
+            place(p.residual, p.residual_type, p.residual_stride),
+            sums ? sums + channel
+                 : const_cast<void*>(place(p.out, p.out_type, p.out_features)),
+            sums_stride,
+            p.residual_stride,
+            sums ? p.sums_stride() : p.out_features};
+  }
+
+  // Ask for what the sink will read and write, so that it need not wait.
+  __attribute__((always_inline)) void prefetch_residual(int64_t row, int64_t rows, int64_t channel,
+                                                        int64_t channels) const {
+    if (p.residual)
+      prefetch_part<Access::read>(p.residual, size_of(p.residual_type), p.residual_stride,
+                                  block.row_begin + row, rows, channel, channels);
+  }
+  __attribute__((always_inline)) void prefetch_out(int64_t row, int64_t rows, int64_t channel,
+                                                   int64_t channels) const {
+    if (!sums)
+      prefetch_part<Access::write>(p.out, size_of(p.out_type), p.out_features,
+                                   block.row_begin + row, rows, channel, channels);
+  }
+};
 
 // Sums a panel row by row of tiles.
 template <int Bits>
@@ -230,17 +274,17 @@ void vector_panel(const Work& work, int64_t panel, const uint8_t* codes,
   constexpr int64_t kRows = kRowsOf<Bits>;
   alignas(64) int32_t sums[kRows * kLowbitPanel];
   alignas(64) float out[kRows * kLowbitPanel];
-  const bool at_once = scaled_at_once(work.p, constants);
+  const PanelSink sink = work.sink(panel, constants, kLowbitPanel);
+  const void* done = scaled_at_once(p, constants) ? static_cast<const void*>(sums) : out;
   const int64_t tiles = (work.count() + kRows - 1) / kRows;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t begin = work.count() * tile / tiles, end = work.count() * (tile + 1) / tiles;
-    const int64_t first = work.block.row_begin + begin, rows = end - begin;
-    const int64_t channel = panel * kLowbitPanel, channels = work.channels(panel);
-    work.sink.prefetch_residual(first, rows, channel, channels);
-    work.sink.prefetch_out(first, rows, channel, channels);
+    const int64_t rows = end - begin, channels = work.channels(panel);
+    work.prefetch_residual(begin, rows, panel * kLowbitPanel, channels);
+    work.prefetch_out(begin, rows, panel * kLowbitPanel, channels);
     const IntegerTile part{codes, work.rows.from(p, begin), constants, sums, out};
     multiply_integers<Bits>(p, part, rows);
-    take_tile(work.sink, part, at_once, first, rows, channel, channels);
+    sink.take(done, begin, rows, 0, channels);
   }
 }
 
@@ -248,17 +292,14 @@ void vector_panel(const Work& work, int64_t panel, const uint8_t* codes,
 // The same by AMX, of codes of 8 bits; `next` are those of the panel that follows, or null.
 void tile_panel(const Work& work, int64_t panel, const uint8_t* codes, const uint8_t* next,
                 const PanelConstants& constants) {
-  const LowbitParams& p = work.p;
-  const bool at_once = scaled_at_once(p, constants);
+  const PanelSink sink = work.sink(panel, constants, kTileBlock);
   multiply_by_integer_tiles(
-      p, codes, next, work.rows, constants, work.count(), work.channels(panel),
+      work.p, codes, next, work.rows, constants, work.count(), work.channels(panel),
       [&](int64_t row, int64_t rows, int64_t channel) __attribute__((always_inline)) {
-        work.sink.prefetch_residual(work.block.row_begin + row, rows,
-                                    panel * kLowbitPanel + channel, kTileBlock);
+        work.prefetch_residual(row, rows, panel * kLowbitPanel + channel, kTileBlock);
       },
-      [&](const IntegerTile& tile, int64_t row, int64_t rows, int64_t channel, int64_t channels) {
-        take_tile(work.sink, tile, at_once, work.block.row_begin + row, rows,
-                  panel * kLowbitPanel + channel, channels);
+      [&](const void* sums, int64_t row, int64_t rows, int64_t channel, int64_t channels) {
+        sink.take(sums, row, rows, channel, channels);
       });
 }
 #endif
@@ -313,8 +354,7 @@ void float_panel(const Work& work, int64_t panel, const uint8_t* codes,
     multiply_floats<Bits>(p, float_panel, x, wide ? p.in_features : p.x_stride, work.count(),
                           static_cast<float*>(work.scratch.values), sums);
   }
-  work.sink.take(FloatTile{sums}, constants.bias, work.block.row_begin, work.count(),
-                 panel * kLowbitPanel, work.channels(panel));
+  work.sink(panel, constants, kLowbitPanel).take(sums, 0, work.count(), 0, work.channels(panel));
 }
 
 }  // namespace
@@ -344,7 +384,6 @@ void lowbit_stage(const LowbitParams& p, int64_t begin, int64_t end, const Lowbi
 
 bool lowbit_multiply(const LowbitParams& p, const LowbitBlock& block, const LowbitRows& rows,
                      float* sums, const LowbitScratch& scratch) {
-  const Sink sink{p, block, sums};
   bool tiles = false;
 #if defined(TAUT_ISA_amx)
   tiles = p.integer() && block.row_end - block.row_begin >= kFewestTileRows;
@@ -355,7 +394,7 @@ bool lowbit_multiply(const LowbitParams& p, const LowbitBlock& block, const Lowb
     std::memset(scratch.ones + p.in_features, 0,
                 static_cast<size_t>(p.staged_stride() - p.in_features));
   }
-  const Work work{p, block, rows, scratch, sink, tiles};
+  const Work work{p, block, rows, scratch, sums, tiles};
   for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel) {
     const uint8_t* codes = p.packed + panel * p.panel_bytes();
     const PanelConstants constants = prepare_constants(p, panel, scratch);

@@ -69,20 +69,6 @@ class Scales {
   Ints zero_;
 };
 
-// A tile as fp32, where scaled_at_once.
-template <bool kCommonZero>
-struct ScaledTile {
-  const IntegerTile& tile;
-
-  auto column(int64_t channel) const {
-    return [scales = Scales<kCommonZero>(tile.constants, tile.channel + channel),
-            sums = tile.sums + channel, stride = tile.stride, rows = tile.rows](int64_t r) {
-      return scales.centred(load_ints(sums + r * stride), rows.sum[r]) *
-             scales.scale(rows.scale[r]);
-    };
-  }
-};
-
 // t.out += a group's share of the product, for so many rows and the tile's columns from `column`
 // on. Exact up to the one multiplication: fractions of zero points are halves.
 template <bool kCommonZero>

@@ -14,9 +14,10 @@ inline int64_t tile_depth(const LowbitParams& p) {
   return p.groups > 1 && p.group_units % 2 ? kLowbitUnit : kLowbitBlock;
 }
 
-// `rows` of x times a panel of which so many channels count. Calls take(tile, row, rows, channel,
-// channels) until every part had it, with the tile's sums of all groups: scaled where that is done
-// at once; and prepare(row, rows, channel) some time before. next: the panel that follows, or null.
+// `rows` of x times a panel of which so many channels count. Calls take(sums, row, rows, channel,
+// channels) until every part had it, with rows of kTileBlock sums of all groups: int32 where they are
+// scaled at once, else fp32; and prepare(row, rows, channel) some time before. next: the panel that
+// follows, or null.
 template <class Prepare, class Take>
 void multiply_by_integer_tiles(const LowbitParams& p, const uint8_t* panel, const uint8_t* next,
                                const LowbitRows& x, const PanelConstants& constants, int64_t rows,
@@ -41,13 +42,17 @@ void multiply_by_integer_tiles(const LowbitParams& p, const uint8_t* panel, cons
         if (following) at.prefetch(following + step * step_size);
       },
       [&](const TileSums<int32_t>& sums, int64_t first, int64_t row, int64_t count) {
-        const int64_t place = first * kTileBlock, channel = sums.block.channel;
-        const IntegerTile tile{panel,          x.from(p, row), constants, sums.sums + place,
-                               totals + place, channel,        kTileBlock};
-        if (!at_once) add_group(p, tile, sums.group, count, 0, kTileBlock);
-        const int64_t left = channels - channel;
-        if (sums.group == p.groups - 1)
-          take(tile, row, count, channel, left < kTileBlock ? left : kTileBlock);
+        const int64_t channel = sums.block.channel, left = channels - channel;
+        const int64_t place = first * kTileBlock;
+        const void* done = sums.sums + place;
+        if (!at_once) {
+          const IntegerTile tile{panel,          x.from(p, row), constants, sums.sums + place,
+                                 totals + place, channel,        kTileBlock};
+          add_group(p, tile, sums.group, count, 0, kTileBlock);
+          if (sums.group < p.groups - 1) return;
+          done = totals + place;
+        }
+        take(done, row, count, channel, left < kTileBlock ? left : kTileBlock);
       });
 }
 
