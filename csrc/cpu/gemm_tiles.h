@@ -22,6 +22,7 @@ namespace TAUT_ISA {
 constexpr int64_t kTile = 16;              // rows and channels of a tile of sums
 constexpr int64_t kTileBlock = 2 * kTile;  // of a block
 constexpr int64_t kTileWeightStride = 256;
+constexpr int64_t kPanelChannels = 64;
 constexpr int64_t kPartRows = 8;  // of a block, which are finished together
 constexpr int64_t kTileParts = kTileBlock / kPartRows;
 
@@ -62,81 +63,101 @@ inline void store_tiles(Sum* sums, int64_t stride) {
   TILE_STORE(3, sums + kTile * stride + kTile, bytes);
 }
 
-// A product of `rows` rows and the channels [channel_begin, channel_end). A k-step is `depth` bytes
-// of k; steps come in groups, each with sums of its own.
+// Rows of x times the channels [channel_begin, channel_end) of a weight of panels of 64 channels.
+// Strides and depth in bytes. A k-step is `depth` of k; steps come in groups, each with sums of its
+// own. k behind the last whole step comes from copies padded with zeros, if there is any.
 struct TileProduct {
-  int64_t rows, channel_begin, channel_end, depth, steps, group_steps;
+  const char* x;
+  int64_t x_stride, rows;
+  const char* panels;
+  int64_t panel_bytes, channel_begin, channel_end;
+  int64_t depth, steps, group_steps;
+  const char* x_tail = nullptr;  // rows of `depth`
 
   int64_t tile_rows() const { return rows < kTile ? rows : kTile; }
-};
-
-// Two rows of tiles, at row[0] and row[1], by 32 channels. Where rows run out the tiles overlap:
-// rows that lie in both are computed, and finished, twice with the same result. So all tiles of a
-// product have the same shape, and one configuration serves it.
-struct TileBlock {
-  int64_t row[2];
-  int64_t channel;
-  int64_t fetch_begin, fetch_end;  // its share of the rows of a k-step of the next 32 channels
-
-  // Asks for this share of a k-step's weight to be fetched into L2.
-  void prefetch(const void* weights) const {
-    for (int64_t i = fetch_begin; i < fetch_end; ++i) {
-      const char* row = static_cast<const char*>(weights) + i * kTileWeightStride;
-      _mm_prefetch(row, _MM_HINT_T1);
-      _mm_prefetch(row + 64, _MM_HINT_T1);
-    }
+  // Where 32 channels begin, and how far one k-step of theirs lies from the next.
+  const char* weights(int64_t channel) const {
+    return panels + channel / kPanelChannels * panel_bytes + channel % kPanelChannels * 4;
   }
+  int64_t step_bytes() const { return depth / 4 * kTileWeightStride; }
 };
 
-// The sums of a group of k-steps, (kTileBlock, kTileBlock).
+// Asks for a k-step of 32 channels to be fetched into L2.
+inline void prefetch_weights(const char* weights, int64_t rows) {
+  for (int64_t i = 0; i < rows; ++i) {
+    _mm_prefetch(weights + i * kTileWeightStride, _MM_HINT_T1);
+    _mm_prefetch(weights + i * kTileWeightStride + 64, _MM_HINT_T1);
+  }
+}
+
+// A part of a block: so many rows from `row` of the product on and 32 channels, with the sums of one
+// group of k-steps, rows of kTileBlock. `first` is its first row within the block.
 template <class Sum>
-struct TileSums {
-  TileBlock block;
-  int64_t group;
-  Sum* sums;
+struct TilePart {
+  const Sum* sums;
+  int64_t first, row, rows, channel, group;
 };
 
-// Calls multiply(block, step) for tiles 0 to 3 to be added to, and finish(sums, first, row, rows)
-// until every row of every group's sums had it: so many rows from `row` of the product on, which
-// are those from `first` on of the sums. Groups of a block come in order.
-template <class Sum, class Multiply, class Finish>
-void multiply_by_tiles(const TileProduct& product, const Multiply& multiply, const Finish& finish) {
+// Calls finish(part) until every row of every group's sums had it, and prepare(row, rows, channel)
+// for what it needs some time before. Groups of a block come in order. Where rows run out the tiles
+// of a block overlap: rows that lie in both are computed, and finished, twice with the same result.
+// So all tiles of a product have the same shape, and one configuration serves it. tail_weights: see
+// TileProduct.
+template <class Sum, class TailWeights, class Prepare, class Finish>
+void multiply_by_tiles(const TileProduct& product, const TailWeights& tail_weights,
+                       const Prepare& prepare, const Finish& finish) {
   const int64_t tile_rows = product.tile_rows(), last = product.rows - tile_rows;
-  const int64_t row_blocks = (product.rows + kTileBlock - 1) / kTileBlock;
-  const int64_t weight_rows = product.depth / 4;
+  const int64_t depth = product.depth, step_bytes = product.step_bytes();
   alignas(64) Sum memory[2][kTileBlock * kTileBlock];
-  int parity = 0;
-  TileSums<Sum> previous{};
-  // Finishes parts of the previous block until so many are done.
+  struct {
+    const Sum* sums;
+    int64_t row[2], channel, group;
+  } previous{};
   int64_t part = kTileParts;
+  // Finishes parts of the previous block until so many are done.
   const auto finish_parts = [&](int64_t until) {
     for (; part < until; ++part) {
       const int64_t first = part * kPartRows, tile = first / kTile, row = first % kTile;
       const int64_t left = tile_rows - row;
       if (left > 0)
-        finish(previous, first, previous.block.row[tile] + row,
-               left < kPartRows ? left : kPartRows);
+        finish(TilePart<Sum>{previous.sums + first * kTileBlock, first, previous.row[tile] + row,
+                             left < kPartRows ? left : kPartRows, previous.channel,
+                             previous.group});
     }
   };
-  for (int64_t channel = product.channel_begin; channel < product.channel_end;
-       channel += kTileBlock)
-    for (int64_t b = 0; b < row_blocks; ++b) {
-      const int64_t row = b * kTileBlock;
-      const TileBlock block{{row < last ? row : last, row + kTile < last ? row + kTile : last},
-                            channel,
-                            weight_rows * b / row_blocks,
-                            weight_rows * (b + 1) / row_blocks};
+  int parity = 0;
+  for (int64_t row = 0; row < product.rows; row += kTileBlock)
+    for (int64_t channel = product.channel_begin; channel < product.channel_end;
+         channel += kTileBlock) {
+      const int64_t rows[2] = {row < last ? row : last, row + kTile < last ? row + kTile : last};
+      for (int64_t r : rows) prepare(r, tile_rows, channel);
+      const char* x0 = product.x + rows[0] * product.x_stride;
+      const char* x1 = product.x + rows[1] * product.x_stride;
+      const char* weights = product.weights(channel);
+      const bool fetches = row == 0 && channel + kTileBlock < product.channel_end;
+      const char* following = fetches ? product.weights(channel + kTileBlock) : nullptr;
       for (int64_t begin = 0, group = 0; begin < product.steps;
            begin += product.group_steps, ++group) {
         const int64_t left = product.steps - begin;
         const int64_t steps = left < product.group_steps ? left : product.group_steps;
         zero_tiles();
         for (int64_t step = 0; step < steps; ++step) {
-          multiply(block, begin + step);
+          if (product.x_tail && step == steps - 1)
+            multiply_tiles<Sum>(product.x_tail + rows[0] * depth, product.x_tail + rows[1] * depth,
+                                depth, tail_weights(channel), kTileBlock * 4);
+          else
+            multiply_tiles<Sum>(x0, x1, product.x_stride, weights);
+          if (following) {
+            prefetch_weights(following, depth / 4);
+            following += step_bytes;
+          }
+          x0 += depth;
+          x1 += depth;
+          weights += step_bytes;
           finish_parts(kTileParts * (step + 1) / steps);
         }
         store_tiles(memory[parity], kTileBlock);
-        previous = {block, group, memory[parity]};
+        previous = {memory[parity], {rows[0], rows[1]}, channel, group};
         parity ^= 1;
         part = 0;
       }

@@ -74,12 +74,12 @@ inline float element_at(const void* data, Element type, int64_t i) {
   }
 }
 
-inline PanelConstants prepare_constants(const LowbitParams& p, int64_t panel,
-                                        const LowbitScratch& scratch) {
+// In so much memory as p.constants_size() says.
+inline PanelConstants prepare_constants(const LowbitParams& p, int64_t panel, float* memory) {
   const int64_t first = panel * kLowbitPanel, left = p.out_features - first;
   const int64_t channels = left < kLowbitPanel ? left : kLowbitPanel;
   const int64_t size = p.groups * kLowbitPanel;
-  float* bias = scratch.constants;
+  float* bias = memory;
   float* scale = bias + kLowbitPanel;
   int32_t* zero = reinterpret_cast<int32_t*>(scale + size);
   float* fraction = scale + 2 * size;

@@ -128,11 +128,14 @@ class Launch {
 
   // Runs everything, and records the variant.
   void run(VariantRecord& record) {
-    const LowbitParams& p = params;
+    LowbitParams& p = params;
     constexpr int64_t kWorthTwoThreads = 256 * 1024;  // multiply-adds, about 2 us of one core
     const bool small = rows_ * p.in_features * p.out_features < kWorthTwoThreads;
     threads_ = small ? 1 : torch::stable::get_num_threads();
     vnni_ = p.integer() && active_isa() >= Isa::avx512_bf16;
+    p.panels_together = p.integer() && active_isa() >= Isa::amx
+                            ? panels_together(p.code_bytes() + 4 * p.constants_size())
+                            : 1;
     if (rows_) rows_ < block_rows() * threads_ ? run_shared() : run_blocks();
     record.record(tiles_.load() ? "tiles" : vnni_ ? "vnni" : p.integer() ? nullptr : "float");
   }
@@ -170,7 +173,7 @@ class Launch {
   LowbitScratch kernel_scratch(Pieces& pieces) const {
     const LowbitParams& p = params;
     LowbitScratch s{};
-    s.constants = pieces.take<float>(kLowbitPanel * (1 + 4 * p.groups));
+    s.constants = pieces.take<float>(p.panels_together * p.constants_size());
     if (p.codebook) s.codebook = pieces.take<float>(kLowbitPanel << p.bits);
     if (p.x_zero_point != 0.0f) s.ones = pieces.take<int8_t>(p.staged_stride());
     if (!p.integer()) {
@@ -178,7 +181,7 @@ class Launch {
       s.values = pieces.take<uint8_t>(p.values_bytes());
     }
     if (p.integer() && (unit() == kIntegerBlock ? p.bits < 8 : p.bits == 3))
-      s.codes = pieces.take<uint8_t>(p.blocks() * kLowbitBlock * kLowbitPanel);
+      s.codes = pieces.take<uint8_t>(p.panels_together * p.code_bytes());
     return s;
   }
 

@@ -10,6 +10,7 @@
 #include "common/activation.h"
 #include "common/types.h"
 #include "cpu/dispatch.h"
+#include "cpu/panels.h"
 
 namespace taut {
 
@@ -78,6 +79,7 @@ struct LowbitParams {
   int64_t group_units, groups;  // of the weight
   int64_t x_groups;             // 1 or groups
   int64_t q_group_size;         // 0: the row
+  int64_t panels_together;      // that tiles multiply while a block of rows stays in L1
 
   bool integer() const { return x_bits || x_type == Element::i8; }
   // The zero point of all channels where none is given.
@@ -90,6 +92,9 @@ struct LowbitParams {
     const int64_t features = x_type == Element::bf16 ? group_units * kLowbitUnit : kLowbitBlock;
     return features * kLowbitPanel * (x_type == Element::bf16 ? 2 : 4);
   }
+  // Of a panel as codes of 8 bits, and floats of what its channels need: see prepare_constants.
+  int64_t code_bytes() const { return blocks() * kLowbitBlock * kLowbitPanel; }
+  int64_t constants_size() const { return kLowbitPanel * (1 + 4 * groups); }
   int64_t panel_bytes() const { return blocks() * kLowbitBlock * kLowbitPanel * bits / 8; }
   // From one row of codes or of fp32 sums to the next. Staged, one cache line more than whole
   // blocks, so that the rows of a tile do not compete for the same cache sets.
@@ -117,12 +122,12 @@ struct LowbitRows {
 
 // Memory of one worker.
 struct LowbitScratch {
-  float* constants;  // 64 + 4 * 64 * groups: what a panel's channels need, see the kernels
+  float* constants;  // constants_size() for each of panels_together
   float* codebook;   // (64, 2^bits): the tables of a panel
   int8_t* ones;      // staged_stride(): a row of ones, 0 behind in_features
   float* sums;       // (kMaxLowbitRows, 64), where x stays floating point
   void* values;      // values_bytes(), likewise
-  uint8_t* codes;    // a panel expanded to 8 bits, for tiles and 3 bits
+  uint8_t* codes;    // panels_together expanded to 8 bits, for tiles and 3 bits
 };
 
 // Rows [row_begin, row_end) of x times panels [panel_begin, panel_end).

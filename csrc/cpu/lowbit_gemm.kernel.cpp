@@ -87,7 +87,7 @@ struct PanelSink {
   using Take = void(const PanelSink&, const void* sums, int64_t row, int64_t rows, int64_t channel,
                     int64_t channels);
   Take* take_part;
-  const PanelConstants& constants;
+  PanelConstants constants;
   const int32_t* x_sums;  // of the block's rows
   const float* x_scales;
   const void* residual;
@@ -218,7 +218,6 @@ struct Work {
   const LowbitRows& rows;
   const LowbitScratch& scratch;
   float* sums;  // or null: p.out
-  bool tiles;
 
   int64_t count() const { return block.row_end - block.row_begin; }
   int64_t channels(int64_t panel) const {
@@ -288,39 +287,11 @@ void vector_panel(const Work& work, int64_t panel, const uint8_t* codes,
   }
 }
 
-#if defined(TAUT_ISA_amx)
-// The same by AMX, of codes of 8 bits; `next` are those of the panel that follows, or null.
-void tile_panel(const Work& work, int64_t panel, const uint8_t* codes, const uint8_t* next,
-                const PanelConstants& constants) {
-  const PanelSink sink = work.sink(panel, constants, kTileBlock);
-  multiply_by_integer_tiles(
-      work.p, codes, next, work.rows, constants, work.count(), work.channels(panel),
-      [&](int64_t row, int64_t rows, int64_t channel) __attribute__((always_inline)) {
-        work.prefetch_residual(row, rows, panel * kLowbitPanel + channel, kTileBlock);
-      },
-      [&](const void* sums, int64_t row, int64_t rows, int64_t channel, int64_t channels) {
-        sink.take(sums, row, rows, channel, channels);
-      });
-}
-#endif
-
 template <int Bits>
 void integer_panel(const Work& work, int64_t panel, const uint8_t* codes,
                    const PanelConstants& constants) {
   const LowbitParams& p = work.p;
   if (constants.offset) prepare_offsets<Bits>(p, codes, work.scratch.ones, constants);
-#if defined(TAUT_ISA_amx)
-  if (work.tiles) {
-    const uint8_t* next = nullptr;
-    if constexpr (Bits < 8) {
-      expand_panel<Bits>(p, codes, work.scratch.codes);
-      codes = work.scratch.codes;
-    } else if (panel + 1 < work.block.panel_end) {
-      next = codes + p.panel_bytes();
-    }
-    return tile_panel(work, panel, codes, next, constants);
-  }
-#endif
 #if defined(__AVX512VNNI__)
   // Three bits want more registers than the sums leave; many rows share one expansion.
   constexpr int64_t kWorthExpanding = 32;
@@ -332,6 +303,38 @@ void integer_panel(const Work& work, int64_t panel, const uint8_t* codes,
 #endif
   vector_panel<Bits>(work, panel, codes, constants);
 }
+
+#if defined(TAUT_ISA_amx)
+// Panels [begin, end), at most p.panels_together, by AMX.
+template <int Bits>
+void tile_panels(const Work& work, int64_t begin, int64_t end) {
+  const LowbitParams& p = work.p;
+  PanelConstants constants[kMostPanels];
+  PanelSink sinks[kMostPanels];
+  const uint8_t* codes = p.packed + begin * p.panel_bytes();
+  for (int64_t i = 0; i < end - begin; ++i) {
+    const uint8_t* panel = codes + i * p.panel_bytes();
+    constants[i] =
+        prepare_constants(p, begin + i, work.scratch.constants + i * p.constants_size());
+    if (constants[i].offset) prepare_offsets<Bits>(p, panel, work.scratch.ones, constants[i]);
+    if constexpr (Bits < 8) expand_panel<Bits>(p, panel, work.scratch.codes + i * p.code_bytes());
+    sinks[i] = work.sink(begin + i, constants[i], kTileBlock);
+  }
+  if constexpr (Bits < 8) codes = work.scratch.codes;
+  const int64_t first = begin * kLowbitPanel, behind = end * kLowbitPanel;
+  const int64_t channels = (behind < p.out_features ? behind : p.out_features) - first;
+  multiply_by_integer_tiles(
+      p, codes, work.rows, constants, work.count(), channels,
+      [&](int64_t row, int64_t rows, int64_t channel) __attribute__((always_inline)) {
+        work.prefetch_residual(row, rows, first + channel, kTileBlock);
+      },
+      [&](const void* sums, int64_t row, int64_t rows, int64_t channel) {
+        const int64_t left = channels - channel;
+        sinks[channel / kLowbitPanel].take(sums, row, rows, channel % kLowbitPanel,
+                                           left < kTileBlock ? left : kTileBlock);
+      });
+}
+#endif
 
 template <int Bits>
 void float_panel(const Work& work, int64_t panel, const uint8_t* codes,
@@ -394,16 +397,25 @@ bool lowbit_multiply(const LowbitParams& p, const LowbitBlock& block, const Lowb
     std::memset(scratch.ones + p.in_features, 0,
                 static_cast<size_t>(p.staged_stride() - p.in_features));
   }
-  const Work work{p, block, rows, scratch, sums, tiles};
-  for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel) {
-    const uint8_t* codes = p.packed + panel * p.panel_bytes();
-    const PanelConstants constants = prepare_constants(p, panel, scratch);
-    with_width(p.bits, [&](auto width) {
-      constexpr int kBits = decltype(width)::value;
+  const Work work{p, block, rows, scratch, sums};
+  with_width(p.bits, [&](auto width) {
+    constexpr int kBits = decltype(width)::value;
+#if defined(TAUT_ISA_amx)
+    if (tiles) {
+      for (int64_t panel = block.panel_begin; panel < block.panel_end; panel += p.panels_together) {
+        const int64_t end = panel + p.panels_together;
+        tile_panels<kBits>(work, panel, end < block.panel_end ? end : block.panel_end);
+      }
+      return;
+    }
+#endif
+    for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel) {
+      const uint8_t* codes = p.packed + panel * p.panel_bytes();
+      const PanelConstants constants = prepare_constants(p, panel, scratch.constants);
       p.integer() ? integer_panel<kBits>(work, panel, codes, constants)
                   : float_panel<kBits>(work, panel, codes, constants);
-    });
-  }
+    }
+  });
 #if defined(TAUT_ISA_amx)
   if (tiles) tile_release();
 #endif
