@@ -90,8 +90,8 @@ inline void prefetch_weights(const char* weights, int64_t rows) {
   }
 }
 
-// A part of a block: so many rows from `row` of the product on and 32 channels, with the sums of one
-// group of k-steps, rows of kTileBlock. `first` is its first row within the block.
+// A part of a block: so many rows from `row` of the product on and 32 channels, with the sums of
+// one group of k-steps, rows of kTileBlock. `first` is its first row within the block.
 template <class Sum>
 struct TilePart {
   const Sum* sums;

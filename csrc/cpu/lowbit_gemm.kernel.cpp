@@ -81,8 +81,8 @@ void widen_rows(const LowbitParams& p, int64_t begin, int64_t end, const LowbitR
 // ---- behind the product
 
 // Where the sums of a panel go. What happens to them is chosen once, so that taking a part, a few
-// rows by a few channels, is one call that looks nothing up. Pointers are those of the block's first
-// row and the panel's first channel, rows and channels count from there.
+// rows by a few channels, is one call that looks nothing up. Pointers are those of the block's
+// first row and the panel's first channel, rows and channels count from there.
 struct PanelSink {
   using Take = void(const PanelSink&, const void* sums, int64_t row, int64_t rows, int64_t channel,
                     int64_t channels);
@@ -243,8 +243,7 @@ struct Work {
             rows.sum,
             rows.scale,
             place(p.residual, p.residual_type, p.residual_stride),
-            sums ? sums + channel
-                 : const_cast<void*>(place(p.out, p.out_type, p.out_features)),
+            sums ? sums + channel : const_cast<void*>(place(p.out, p.out_type, p.out_features)),
             sums_stride,
             p.residual_stride,
             sums ? p.sums_stride() : p.out_features};
@@ -314,8 +313,7 @@ void tile_panels(const Work& work, int64_t begin, int64_t end) {
   const uint8_t* codes = p.packed + begin * p.panel_bytes();
   for (int64_t i = 0; i < end - begin; ++i) {
     const uint8_t* panel = codes + i * p.panel_bytes();
-    constants[i] =
-        prepare_constants(p, begin + i, work.scratch.constants + i * p.constants_size());
+    constants[i] = prepare_constants(p, begin + i, work.scratch.constants + i * p.constants_size());
     if (constants[i].offset) prepare_offsets<Bits>(p, panel, work.scratch.ones, constants[i]);
     if constexpr (Bits < 8) expand_panel<Bits>(p, panel, work.scratch.codes + i * p.code_bytes());
     sinks[i] = work.sink(begin + i, constants[i], kTileBlock);

@@ -16,8 +16,8 @@ inline int64_t tile_depth(const LowbitParams& p) {
 }
 
 // `rows` of x times `channels` channels of panels of codes. Calls take(sums, row, rows, channel)
-// until every part had it, with rows of kTileBlock sums of all groups: int32 where they are scaled at
-// once, else fp32; and prepare(row, rows, channel) some time before.
+// until every part had it, with rows of kTileBlock sums of all groups: int32 where they are scaled
+// at once, else fp32; and prepare(row, rows, channel) some time before.
 template <class Prepare, class Take>
 void multiply_by_integer_tiles(const LowbitParams& p, const uint8_t* panels, const LowbitRows& x,
                                const PanelConstants* constants, int64_t rows, int64_t channels,
@@ -39,8 +39,9 @@ void multiply_by_integer_tiles(const LowbitParams& p, const uint8_t* panels, con
     const PanelConstants& of_panel = constants[part.channel / kLowbitPanel];
     if (!scaled_at_once(p, of_panel)) {
       float* total = totals + part.first * kTileBlock;
-      const IntegerTile tile{nullptr, x.from(p, part.row), of_panel, const_cast<int32_t*>(part.sums), total,
-                             part.channel % kLowbitPanel, kTileBlock};
+      const IntegerTile tile{
+          nullptr, x.from(p, part.row),         of_panel,  const_cast<int32_t*>(part.sums),
+          total,   part.channel % kLowbitPanel, kTileBlock};
       add_group(p, tile, part.group, part.rows, 0, kTileBlock);
       if (part.group < p.groups - 1) return;
       sums = total;

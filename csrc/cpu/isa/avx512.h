@@ -84,6 +84,17 @@ inline Exponent split_exponent(Vec a) {
   return {{_mm512_reduce_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}, a};
 }
 inline Vec scale(Vec a, Vec power) { return {_mm512_scalef_ps(a.v, power.v)}; }
+// 32 values, aligned to a cache line, and one of them for each lane of places_of.
+struct Table32 {
+  __m512 low, high;
+
+  explicit Table32(const float* p) : low(_mm512_load_ps(p)), high(_mm512_load_ps(p + 16)) {}
+  Vec operator[](__m512i places) const { return {_mm512_permutex2var_ps(low, places, high)}; }
+};
+// The whole number next to a * b, modulo 32; 0 <= a * b < 2^22.
+inline __m512i places_of(Vec a, Vec b) {
+  return _mm512_castps_si512(fma(a, b, Vec::set(8388608.0f)).v);
+}
 inline Mask operator<(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 inline Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }
 
