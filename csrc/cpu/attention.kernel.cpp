@@ -144,12 +144,22 @@ class Forward {
 
   template <int kVecs>
   void raise_maximum(int64_t keys, Vec scale, Vec (&maximum)[kVecs]) const {
-    Vec largest[kVecs];
-    for (int v = 0; v < kVecs; ++v) largest[v] = Vec::load(scores_ + v * Vec::kWidth);
-    for (int64_t key = 1; key < keys; ++key)
+    constexpr int kApart = 4;  // maxima side by side, which do not wait for each other
+    Vec largest[kApart][kVecs];
+    for (int i = 0; i < kApart; ++i)
+      for (int v = 0; v < kVecs; ++v) largest[i][v] = Vec::load(scores_ + v * Vec::kWidth);
+    int64_t key = 0;
+    for (; key + kApart <= keys; key += kApart)
+      for (int i = 0; i < kApart; ++i)
+        for (int v = 0; v < kVecs; ++v)
+          largest[i][v] =
+              max(largest[i][v], Vec::load(scores_ + (key + i) * kLanes + v * Vec::kWidth));
+    for (; key < keys; ++key)
       for (int v = 0; v < kVecs; ++v)
-        largest[v] = max(largest[v], Vec::load(scores_ + key * kLanes + v * Vec::kWidth));
-    for (int v = 0; v < kVecs; ++v) maximum[v] = max(maximum[v], largest[v] * scale);
+        largest[0][v] = max(largest[0][v], Vec::load(scores_ + key * kLanes + v * Vec::kWidth));
+    for (int v = 0; v < kVecs; ++v)
+      largest[0][v] = max(max(largest[0][v], largest[1][v]), max(largest[2][v], largest[3][v]));
+    for (int v = 0; v < kVecs; ++v) maximum[v] = max(maximum[v], largest[0][v] * scale);
   }
 
   // scores -> 2^(scale * score - maximum), in place or, with kToPairs, as bf16 pairs of keys; zeros

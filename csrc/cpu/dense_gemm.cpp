@@ -258,7 +258,7 @@ Tensor packed_linear_layer_norm(const Tensor& x, const Tensor& packed,
                                        TAUT_KERNEL(gemm_norm_bf16), TAUT_KERNEL(gemm_norm_f16));
 
   // Rows whose sums stay in L2 until they are normalised.
-  const int64_t rows_in_l2 = launch.tiles ? 128 : 48;
+  const int64_t rows_in_l2 = launch.tiles ? 256 : 48;
   const int64_t stride = p.sums_stride();
   if (launch.rows < rows_in_l2 * launch.threads) {
     // Too few rows to share out: threads share the panels, then the rows.

@@ -24,10 +24,15 @@ namespace {
 
 int32_t sum_codes(const int8_t* codes, int64_t count) {
   constexpr int64_t kBytes = 4 * Vec::kWidth;
-  Ints sums = Ints::zero();
+  Ints sums = Ints::zero(), others = Ints::zero();  // side by side: neither waits for the other
   int64_t i = 0;
+  for (; i + 2 * kBytes <= count; i += 2 * kBytes) {
+    sums = dot<8>(sums, Bytes::set(1), Bytes::load(codes + i));
+    others = dot<8>(others, Bytes::set(1), Bytes::load(codes + i + kBytes));
+  }
   for (; i + kBytes <= count; i += kBytes)
     sums = dot<8>(sums, Bytes::set(1), Bytes::load(codes + i));
+  sums = sums + others;
   int32_t sum = reduce_add(sums);
   for (; i < count; ++i) sum += codes[i];
   return sum;
@@ -189,25 +194,33 @@ inline Vec affine(Vec v, const T* weight, const T* bias, int64_t c, int n) {
   return v;
 }
 
-// LayerNorm of a row to `out`; what is quantized next, in fp32 to the row itself.
+// LayerNorm of a row to `out`; what is quantized next, in fp32 to the row itself. Returns the
+// latter's absmax_of.
 template <class T>
-void norm_in_place(const LowbitParams& p, float* row, T* out) {
+float norm_in_place(const LowbitParams& p, float* row, T* out) {
   const int64_t columns = p.out_features;
   const T* weight = static_cast<const T*>(p.weight);
   const T* norm_bias = static_cast<const T*>(p.norm_bias);
   const T* quant_weight = static_cast<const T*>(p.quant_weight);
   const T* quant_bias = static_cast<const T*>(p.quant_bias);
-  Vec total = Vec::zero();
-  for_columns(columns, [&](int64_t c, int n) { total = total + load(row + c, n); });
+  const Vec total = lane_sums(columns, [&](int64_t c, int n) { return load(row + c, n); });
   const Moments moments = moments_of(row, columns, total, false, p.eps);
   const Vec scale = Vec::set(moments.rstd), shift = Vec::set(moments.mean);
+  Ints largest = Ints::zero();
   for_columns(columns, [&](int64_t c, int n) {
     const Vec normalized = (load(row + c, n) - shift) * scale;
     const Vec v = affine(normalized, weight, norm_bias, c, n);
     store(v, out + c, n);
     if (!p.q) return;
-    store(p.second_affine ? affine(normalized, quant_weight, quant_bias, c, n) : v, row + c, n);
+    const Vec next = p.second_affine ? affine(normalized, quant_weight, quant_bias, c, n) : v;
+    store(next, row + c, n);
+    // Lanes past the end need not be 0.
+    if (n == Vec::kWidth) largest = max(largest, bits_of(abs(next)));
   });
+  const int64_t rest = columns / Vec::kWidth * Vec::kWidth;
+  if (rest < columns)
+    largest = max(largest, bits_of(abs(load(row + rest, static_cast<int>(columns - rest)))));
+  return absmax_of(largest);
 }
 
 // ---- the product
@@ -424,13 +437,19 @@ void lowbit_finish(const LowbitParams& p, int64_t begin, int64_t end, float* sum
   const int64_t columns = p.out_features;
   const int64_t groups = p.q_group_size ? (columns + p.q_group_size - 1) / p.q_group_size : 1;
   for (int64_t r = begin; r < end; ++r, sums += p.sums_stride()) {
-    if (p.norm)
-      with_element(p.out_type, [&](auto element) {
-        norm_in_place(p, sums, static_cast<decltype(element)*>(p.out) + r * columns);
-      });
-    if (p.q)
+    if (!p.norm) {
       quantize_groups(sums, columns, p.q_group_size, absmax_grid(p.q_bits), p.q + r * columns,
                       p.q_scale + r * groups, static_cast<int32_t*>(nullptr));
+      continue;
+    }
+    with_element(p.out_type, [&](auto element) {
+      const float absmax =
+          norm_in_place(p, sums, static_cast<decltype(element)*>(p.out) + r * columns);
+      if (!p.q) return;
+      const Grid grid = absmax_grid(p.q_bits);
+      write_codes(sums, columns, absmax, grid, p.q + r * columns);
+      p.q_scale[r] = absmax / grid.top;
+    });
   }
 }
 

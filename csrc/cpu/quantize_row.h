@@ -56,11 +56,21 @@ inline int32_t write_codes(const T* row, int64_t columns, float absmax, Grid gri
   // Below that the inverse would be infinite, and 0 times it NaN.
   const Vec inverse = Vec::set(grid.top / (absmax < 1e-36f ? 1e-36f : absmax));
   const Vec highest = Vec::set(grid.highest);
+  const auto codes_at = [&](int64_t c, int n) {
+    return to_ints(min(load(row + c, n) * inverse, highest));
+  };
   Ints sum = Ints::zero();
-  for_columns(columns, [&](int64_t c, int n) {
-    const Ints codes = to_ints(min(load(row + c, n) * inverse, highest));
+  int64_t begin = 0;
+  for (; begin + 4 * Vec::kWidth <= columns; begin += 4 * Vec::kWidth) {
+    Ints codes[4];
+    for (int v = 0; v < 4; ++v) codes[v] = codes_at(begin + v * Vec::kWidth, Vec::kWidth);
+    sum = sum + ((codes[0] + codes[1]) + (codes[2] + codes[3]));
+    store_four(codes, q + begin);
+  }
+  for_columns(columns - begin, [&](int64_t c, int n) {
+    const Ints codes = codes_at(begin + c, n);
     sum = sum + codes;  // lanes past the end are 0
-    store(codes, q + c, n);
+    store(codes, q + begin + c, n);
   });
   return reduce_add(sum);
 }

@@ -6,6 +6,7 @@
 //   to_ints(v)                to the nearest whole number, halves to even, for |v| < 2^22
 //   reduce_add, reduce_max
 //   store(i, p, n)            the first n lanes to p, each within [-128, 127]
+//   store_four(i, p)          four of them to p, one behind the other
 #pragma once
 #include "cpu/isa/vec.h"
 
@@ -95,7 +96,20 @@ inline void store(Ints a, int8_t* p, int n) {
     _mm_mask_storeu_epi8(p, Vec::lanes_below(n), x);
   }
 }
+// Half the shuffles of four stores.
+#define TAUT_STORE_FOUR
+inline void store_four(const Ints (&i)[4], int8_t* p) {
+  const __m512i low = _mm512_packs_epi32(i[0], i[1]), high = _mm512_packs_epi32(i[2], i[3]);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high)));
+}
 
+#endif
+
+#if !defined(TAUT_STORE_FOUR)
+inline void store_four(const Ints (&i)[4], int8_t* p) {
+  for (int v = 0; v < 4; ++v) store(i[v], p + v * Vec::kWidth, Vec::kWidth);
+}
 #endif
 
 }  // namespace TAUT_ISA
