@@ -21,7 +21,9 @@ SERVED = ("none", "scale", "alibi", "causal", "window", "window_left")
 def assert_forward(case, options, schedule=0):
     q, k, v, cu_q, cu_k, *_ = case
     chosen = arguments(options, q.shape[2])
-    assert_gives(*forward(q, k, v, cu_q, cu_k, *chosen, schedule=schedule), case)
+    assert_gives(
+        *forward(q, k, v, cu_q, cu_k, *chosen, schedule=schedule), case, options.get("alibi_slopes")
+    )
 
 
 @pytest.mark.parametrize("option", SERVED)

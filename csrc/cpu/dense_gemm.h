@@ -12,7 +12,7 @@ namespace taut {
 // (panel, k-pair, channel, member of the pair); missing channels and the missing member are zero.
 constexpr int64_t kPanel = 64;
 // Most rows of x that one kernel call may be given.
-constexpr int64_t kMaxGemmRows = 512;
+constexpr int64_t kMaxGemmRows = 256;
 
 // Rows are contiguous; strides between rows in elements. A null pointer means "not given".
 struct GemmParams {

@@ -92,9 +92,11 @@ class Launch {
     p.packed = static_cast<const uint8_t*>(o.packed.const_data_ptr());
     p.bits = o.bits;
     p.split_x = p.integer() && p.bits == 8 && active_isa() == Isa::avx2;
-    // Whole blocks, so that nothing is read behind a row; not from strides that share cache sets.
+    // Whole blocks, so that nothing is read behind a row; not from strides that share cache sets,
+    // of which the 32 rows of a block of tiles want more.
+    const int64_t shared = active_isa() >= Isa::amx ? 1024 : 4096;
     p.in_place = integers && !p.split_x && p.in_features % kLowbitBlock == 0 &&
-                 p.x_stride >= p.in_features && p.x_stride % 4096 != 0;
+                 p.x_stride >= p.in_features && p.x_stride % shared != 0;
     p.group_units = o.group_size ? o.group_size / kLowbitUnit : p.units();
     p.groups = divide_up(p.units(), p.group_units);
     p.x_groups = 1;

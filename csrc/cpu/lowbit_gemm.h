@@ -17,7 +17,7 @@ namespace taut {
 constexpr int64_t kLowbitPanel = 64;     // output channels of a panel
 constexpr int64_t kLowbitBlock = 64;     // input features of a block of a panel
 constexpr int64_t kLowbitUnit = 32;      // groups are whole units of so many input features
-constexpr int64_t kMaxLowbitRows = 512;  // most rows of x that one kernel call may be given
+constexpr int64_t kMaxLowbitRows = 256;  // most rows of x that one kernel call may be given
 constexpr int64_t kIntegerBlock = 32;    // rows and channels of a block of tiles
 // Fewer rows leave most of a tile empty. The vector instructions give the same sums.
 constexpr int64_t kFewestTileRows = 17;
