@@ -75,7 +75,8 @@ def build(case: Case, device: torch.device) -> Work:
     out = runs["torch"]()
     return Work(
         runs=runs,
-        check=against(plain(*(t.double() for t in operands)), out),
+        # Peers may add long rows in one chain.
+        check=against(plain(*(t.double() for t in operands)), out, ulps=8),
         tokens=rows,
         flops=2 * rows * weight.numel(),
         bytes=size_of(x, weight, out),
