@@ -34,11 +34,12 @@ def cpu_name() -> str:
 
 
 def _generation(fields: dict[str, str]) -> str:
-    """AMD's, which the model name may leave out; family 25 is Zen 3 and Zen 4."""
+    """What the model name may leave out: AMD's generation (family 25 is Zen 3 and Zen 4), of others
+    whether there is AMX."""
+    flags = fields.get("flags", "").split()
     if fields.get("vendor_id") != "AuthenticAMD":
-        return ""
-    zen4 = "avx512f" in fields.get("flags", "").split()
-    return {"23": "zen2", "25": "zen4" if zen4 else "zen3", "26": "zen5"}.get(
+        return "amx" if "amx_tile" in flags else ""
+    return {"23": "zen2", "25": "zen4" if "avx512f" in flags else "zen3", "26": "zen5"}.get(
         fields.get("cpu family", ""), ""
     )
 
