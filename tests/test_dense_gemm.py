@@ -123,6 +123,19 @@ def test_activations(isa, dtype, activation):
     assert_close_by_comparison(out, plain, exact_linear(x, weight, bias, activation))
 
 
+def test_gelu_of_bf16_is_right_to_its_last_place(isa):
+    """Over all of its range: within half a unit before rounding, far below 0 as well."""
+    inf = float("inf")
+    x = torch.cat([torch.linspace(-9, 9, 3001), torch.tensor([-inf, -80.0, 1e-30, 80.0, inf])])
+    x = x.bfloat16()[:, None]
+    packed = taut.pack_weight(torch.ones(1, 1).bfloat16())
+    out = taut.packed_linear(x, packed, out_features=1, activation="gelu").double()
+    wide = x.double().nan_to_num(neginf=-100.0)
+    exact = 0.5 * wide * torch.special.erfc(-wide / 2**0.5)
+    wrong = (out - exact).abs() > exact.abs() * 2**-8 + 1e-10
+    assert torch.equal(out.isinf(), x.isinf() & (x > 0)) and not wrong[out.isfinite()].any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_packed_linear_layer_norm(isa, dtype, shape):

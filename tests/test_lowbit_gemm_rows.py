@@ -48,7 +48,7 @@ def test_integers_are_read_from_any_rows(isa, rows):
     codes = codes_of(rows, 128)
     options = {"x_scale": x_scale, "out_dtype": torch.float32}
     want = reference.lowbit_linear(*operands(weight, codes, x_scale), out_dtype=torch.float32)
-    for extra in (0, 5, 64, 4096 - 128):
+    for extra in (0, 5, 64, 1024 - 128, 4096 - 128):
         moved = strided_rows(codes, extra)
         before = moved.clone()
         assert torch.equal(taut.lowbit_linear(moved, weight, **options), want)
