@@ -70,6 +70,13 @@ def plan(cu_q, cu_k, total_q, total_k, schedule=0):
     return out
 
 
+def nonsense_items(plan):
+    """In place of a plan's items. No two are of one sequence: blocks that write the same rows race."""
+    items = torch.randint(-100, 100, plan[HEADER:].shape, dtype=torch.int32)
+    items[:, 0] = torch.randperm(200)[: len(items)] - 100
+    return items
+
+
 def _params(q, k, v, biases, cu_q, cu_k, plan, options):
     scale, slopes, relative, causal, left, right, softcap, clip, dropout_p, seed = options
     right = 0 if causal else right
